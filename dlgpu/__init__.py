@@ -1,0 +1,1 @@
+"""dlgpu: a CNN engine."""
