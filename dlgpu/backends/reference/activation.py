@@ -1,0 +1,81 @@
+"""Elementwise activations and their gradients, one pair of lines each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from dlgpu import memory_format
+from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation
+from dlgpu.backends.reference.common import finish, masked, widen
+from dlgpu.backends.shapes import check_shape
+from dlgpu.dtypes import check_floats
+from dlgpu.errors import UnknownName
+
+
+def activation(x: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
+    check_floats("activation", input=x)
+    forward, _ = _pair("activation", kind)
+    return finish(forward(widen(x), alpha), x.dtype, memory_format.of(x))
+
+
+def activation_grad(grad_output: np.ndarray, saved: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
+    op = "activation_grad"
+    check_floats(op, grad_output=grad_output, saved=saved)
+    check_shape(op, "grad_output", grad_output.shape, saved.shape)
+    _, backward = _pair(op, kind)
+    return finish(backward(widen(grad_output), widen(saved), alpha), saved.dtype, memory_format.of(saved))
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + exp(-x)), written so that exp never overflows."""
+    small = np.exp(-np.abs(x))
+    return np.where(x >= 0, 1, small) / (1 + small)
+
+
+def _elu(x: np.ndarray, alpha: float) -> np.ndarray:
+    return np.where(x > 0, x, x.dtype.type(alpha) * np.expm1(np.minimum(x, 0)))
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])  # NumPy has none; exact, and slow
+
+
+def _normal_cdf(x: np.ndarray) -> np.ndarray:
+    return (0.5 * (1 + _erf(x / math.sqrt(2)))).astype(x.dtype)
+
+
+def _gelu_slope(x: np.ndarray) -> np.ndarray:
+    return _normal_cdf(x) + x * np.exp(-x * x / 2) * x.dtype.type(1 / math.sqrt(2 * math.pi))
+
+
+def _silu_slope(x: np.ndarray) -> np.ndarray:
+    s = _sigmoid(x)
+    return s * (1 + x * (1 - s))
+
+
+Forward = Callable[[np.ndarray, float], np.ndarray]
+Backward = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+
+# kind: (y from x, grad_input from grad_output and what was saved); d grad_output, y output, x input, a alpha
+_TABLE: dict[str, tuple[Forward, Backward]] = {
+    "relu": (lambda x, a: np.maximum(x, 0), lambda d, y, a: masked(d, y > 0)),
+    "relu6": (lambda x, a: np.clip(x, 0, 6), lambda d, y, a: masked(d, (y > 0) & (y < 6))),
+    "leaky_relu": (
+        lambda x, a: np.where(x > 0, x, x.dtype.type(a) * x),
+        lambda d, y, a: np.where(y > 0, d, d.dtype.type(a) * d),
+    ),
+    "elu": (_elu, lambda d, y, a: np.where(y > 0, d, d * (y + d.dtype.type(a)))),
+    "sigmoid": (lambda x, a: _sigmoid(x), lambda d, y, a: d * y * (1 - y)),
+    "tanh": (lambda x, a: np.tanh(x), lambda d, y, a: d * (1 - y * y)),
+    "gelu": (lambda x, a: x * _normal_cdf(x), lambda d, x, a: d * _gelu_slope(x)),
+    "silu": (lambda x, a: x * _sigmoid(x), lambda d, x, a: d * _silu_slope(x)),
+    "softplus": (lambda x, a: np.logaddexp(x, x.dtype.type(0)), lambda d, x, a: d * _sigmoid(x)),
+}
+
+
+def _pair(op: str, kind: str) -> tuple[Forward, Backward]:
+    if kind not in _TABLE:
+        raise UnknownName(op, "activation", kind, SAVES_OUTPUT + SAVES_INPUT)
+    return _TABLE[kind]

@@ -1,0 +1,150 @@
+"""Max and average pooling, one place of the window at a time over all windows at once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlgpu import memory_format
+from dlgpu.backends.reference.common import finish, masked, widen
+from dlgpu.backends.reference.windows import padded, taps, unpadded
+from dlgpu.backends.shapes import Padding2d, Pool2d, Size2d, check_shape
+from dlgpu.dtypes import check_floats
+
+
+def max_pool2d(
+    x: np.ndarray,
+    *,
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Padding2d = 0,
+    dilation: Size2d = 1,
+    ceil_mode: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    check_floats("max_pool2d", input=x)
+    g = Pool2d.of("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
+    layout = memory_format.of(x)
+    seen = list(taps(padded(widen(x), g, -np.inf), g))
+
+    y = seen[0].copy()
+    for tap in seen[1:]:
+        np.maximum(y, tap, out=y)
+
+    # The first place that equals the maximum, in Horner's form: misses[0] * (1 + misses[1] * (1 + ...)). A place in the
+    # padding never counts as a hit; a window without any hit (padding only) gets 0.
+    has_nan = bool(np.isnan(y).any())
+    inside = _inside(g)
+    argmax = np.zeros(y.shape, argmax_dtype(g))
+    found = np.zeros(y.shape, bool) if not all(place.all() for place in inside) else None
+    for tap, place in zip(reversed(seen), reversed(inside), strict=True):
+        miss = tap != y
+        if has_nan:
+            miss &= ~np.isnan(tap)
+        if found is not None:
+            miss |= ~place
+            found |= ~miss
+        argmax += 1
+        argmax *= miss
+    if found is not None:
+        argmax *= found
+    return finish(y, x.dtype, layout), memory_format.convert(np, argmax, layout)
+
+
+def argmax_dtype(g: Pool2d) -> np.dtype:
+    """One byte holds the offset in any window of at most 256 places."""
+    return np.dtype(np.uint8 if g.R * g.S <= 256 else np.uint16)
+
+
+def max_pool2d_grad(
+    grad_output: np.ndarray,
+    argmax: np.ndarray,
+    *,
+    input_shape: tuple[int, ...],
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Padding2d = 0,
+    dilation: Size2d = 1,
+    ceil_mode: bool = False,
+) -> np.ndarray:
+    op = "max_pool2d_grad"
+    check_floats(op, grad_output=grad_output)
+    g = Pool2d.of(op, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
+    check_shape(op, "grad_output", grad_output.shape, g.output_shape)
+    check_shape(op, "argmax", argmax.shape, g.output_shape)
+    layout = memory_format.of(grad_output)
+    dy = memory_format.convert(np, widen(grad_output), "contiguous")
+    whole = padded(np.zeros(g.input_shape, dy.dtype), g)
+    overlapping = any(
+        stride < dil * (k - 1) + 1 for stride, dil, k in zip(g.stride, g.dilation, (g.R, g.S), strict=True)
+    )
+    for index, tap in enumerate(taps(whole, g)):
+        if overlapping:
+            tap += masked(dy, argmax == index)
+        else:
+            masked(dy, argmax == index, out=tap)
+    return finish(unpadded(whole, g), grad_output.dtype, layout)
+
+
+def avg_pool2d(
+    x: np.ndarray,
+    *,
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Padding2d = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> np.ndarray:
+    check_floats("avg_pool2d", input=x)
+    g = Pool2d.of("avg_pool2d", x.shape, kernel_size, stride, padding, 1, ceil_mode)
+    wide = padded(widen(x), g)
+    y = np.zeros(g.output_shape, wide.dtype)
+    for tap in taps(wide, g):
+        y += tap
+    y /= _window_sizes(g, count_include_pad).astype(y.dtype)
+    return finish(y, x.dtype, memory_format.of(x))
+
+
+def avg_pool2d_grad(
+    grad_output: np.ndarray,
+    *,
+    input_shape: tuple[int, ...],
+    kernel_size: Size2d,
+    stride: Size2d | None = None,
+    padding: Padding2d = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> np.ndarray:
+    op = "avg_pool2d_grad"
+    check_floats(op, grad_output=grad_output)
+    g = Pool2d.of(op, input_shape, kernel_size, stride, padding, 1, ceil_mode)
+    check_shape(op, "grad_output", grad_output.shape, g.output_shape)
+    dy = widen(grad_output)
+    share = dy / _window_sizes(g, count_include_pad).astype(dy.dtype)
+    whole = padded(np.zeros(g.input_shape, dy.dtype), g)
+    for tap in taps(whole, g):
+        tap += share
+    return finish(unpadded(whole, g), grad_output.dtype, memory_format.of(grad_output))
+
+
+def _inside(g: Pool2d) -> list[np.ndarray]:
+    """For each place of the window, which of the P x Q windows see a real pixel there: (P, Q) booleans."""
+    rows = [_axis(g.P, g.stride[0], g.padding[0][0], r * g.dilation[0], g.H) for r in range(g.R)]
+    cols = [_axis(g.Q, g.stride[1], g.padding[1][0], s * g.dilation[1], g.W) for s in range(g.S)]
+    return [row[:, None] & col for row in rows for col in cols]
+
+
+def _axis(count: int, stride: int, before: int, offset: int, size: int) -> np.ndarray:
+    at = np.arange(count) * stride - before + offset
+    return (at >= 0) & (at < size)
+
+
+def _window_sizes(g: Pool2d, count_include_pad: bool) -> np.ndarray:
+    """The divisor of each average, (P, Q)."""
+    sizes = []
+    for count, stride, (before, after), kernel, size in (
+        (g.P, g.stride[0], g.padding[0], g.R, g.H),
+        (g.Q, g.stride[1], g.padding[1], g.S, g.W),
+    ):
+        start = np.arange(count) * stride - before
+        low, high = (-before, size + after) if count_include_pad else (0, size)
+        sizes.append(np.minimum(start + kernel, high) - np.maximum(start, low))
+    return np.outer(*sizes)

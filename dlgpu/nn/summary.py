@@ -1,0 +1,88 @@
+"""The layer table of a network: output shapes, parameters and floating-point operations, measured by running it once."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from dlgpu.autograd import no_grad
+from dlgpu.backends import shapes
+from dlgpu.nn.layers import Conv2d, ConvTranspose2d, Linear
+from dlgpu.nn.module import Module
+from dlgpu.tensor import Tensor, zeros
+
+
+@dataclass(frozen=True)
+class LayerRow:
+    """One line of the table. `flops` counts 2 per multiply-accumulate of convolutions and dense layers, else 0."""
+
+    name: str
+    kind: str
+    output_shape: tuple[int, ...]
+    parameters: int
+    flops: int
+
+
+def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
+    """Run `model` in evaluation mode on zeros of `input_shape` (N, C, H, W) and note each layer that has no layers inside."""
+    rows: list[LayerRow] = []
+    leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
+    training = {module: module.training for module in model.modules()}
+
+    def note(name: str) -> Any:
+        def hook(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+            count = sum(p.size for p in module.parameters())
+            rows.append(LayerRow(name, type(module).__name__, output.shape, count, _flops(module, *inputs)))
+
+        return hook
+
+    remove = [module.register_forward_hook(note(name)) for name, module in leaves]
+    try:
+        device = next((p.device for p in model.parameters()), "cpu")
+        with no_grad():
+            model.eval()(zeros(*input_shape, device=device))
+    finally:
+        for undo in remove:
+            undo()
+        for module, mode in training.items():
+            module.__dict__["training"] = mode
+    return rows
+
+
+def _flops(module: Module, x: Tensor) -> int:
+    if isinstance(module, Linear):
+        return 2 * x.size * module.weight.shape[0]
+    if isinstance(module, Conv2d):
+        how = (module.stride, module.padding, module.dilation, module.groups)
+        return 2 * shapes.Conv2d.of("summary", x.shape, module.weight.shape, None, *how).macs
+    if isinstance(module, ConvTranspose2d):
+        sizes = (module.stride, module.padding, module.output_padding, module.dilation, module.groups)
+        return 2 * shapes.conv_transpose("summary", x.shape, module.weight.shape, None, *sizes).macs
+    return 0
+
+
+def summary(model: Module, input_shape: tuple[int, ...]) -> str:
+    """The table as text, with totals."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    rows = layer_rows(model, input_shape)
+    total = sum(p.size for p in model.parameters())
+    trained = sum(p.size for p in model.parameters() if p.requires_grad)
+    table = Table(box=box.SIMPLE_HEAD, show_footer=True, title=f"{type(model).__name__}, input {input_shape}")
+    table.add_column("layer", f"{len(rows)} layers")
+    table.add_column("kind")
+    table.add_column("output shape")
+    table.add_column(
+        "parameters", f"{total:,}" + ("" if trained == total else f" ({trained:,} trained)"), justify="right"
+    )
+    table.add_column("MFLOP", f"{sum(row.flops for row in rows) / 1e6:,.2f}", justify="right")
+    for row in rows:
+        flops = f"{row.flops / 1e6:,.2f}" if row.flops else ""
+        shape = " × ".join(map(str, row.output_shape))
+        table.add_row(row.name, row.kind, shape, f"{row.parameters:,}" if row.parameters else "", flops)
+    text = io.StringIO()
+    Console(file=text, width=110).print(table)
+    return text.getvalue()
