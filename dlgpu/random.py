@@ -37,7 +37,7 @@ def reserve(blocks: int) -> tuple[int, int]:
     """Take `blocks` counter values (Philox blocks of four words) -> (seed, first offset)."""
     global _offset
     first = _offset
-    _offset += blocks
+    _offset = (_offset + blocks) % 2**64  # as the counter itself wraps
     return _seed, first
 
 
@@ -45,4 +45,4 @@ def generator() -> np.random.Generator:
     """A fresh NumPy generator for one draw (initial weights, say); it depends on the state alone."""
     seed, offset = reserve(1)
     # The offset goes into the counter's highest word, so streams of different draws never meet.
-    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, offset]))
+    return np.random.Generator(np.random.Philox(key=seed, counter=np.array([0, 0, 0, offset], np.uint64)))

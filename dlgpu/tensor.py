@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from dlgpu import autograd, backends, dtypes, memory_format, random
@@ -585,7 +586,9 @@ def randn(*shape: int, dtype: Any = dtypes.float32, device: str = "cpu", require
 
 def rand(*shape: int, dtype: Any = dtypes.float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """Uniform numbers in [0, 1) from dlgpu's seeded generator."""
-    return tensor(random.generator().random(shape), dtype=dtype, device=device, requires_grad=requires_grad)
+    steps = 2.0 ** (ml_dtypes.finfo(dtypes.parse(dtype)).nmant + 1)  # multiples of 1 / steps need no rounding up to 1
+    values = np.floor(random.generator().random(shape) * steps) / steps
+    return tensor(values, dtype=dtype, device=device, requires_grad=requires_grad)
 
 
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:

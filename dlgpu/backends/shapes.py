@@ -64,6 +64,15 @@ def check_shape(op: str, name: str, got: Sequence[int], expected: Sequence[int])
         raise ShapeError(f"[{op}] {name} must have shape {tuple(expected)}; got {tuple(got)}")
 
 
+def axes(op: str, shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """An axis, several, or None for all of them -> the axes counted from the front, each once."""
+    ndim = len(shape)
+    given = tuple(range(ndim)) if axis is None else (axis,) if _is_int(axis) else tuple(axis)
+    if not all(_is_int(a) and -ndim <= a < ndim for a in given) or len({a % ndim for a in given}) != len(given):
+        raise ShapeError(f"[{op}] axis must name different axes of an array of shape {tuple(shape)}; got {axis!r}")
+    return tuple(a % ndim for a in given)
+
+
 def window_output(
     op: str,
     axis: str,
@@ -215,11 +224,8 @@ def conv_transpose(
     pads = sides(op, padding, tuple(weight_shape[2:]), strides, dilations)
     sizes = []
     for axis, size in enumerate((H, W)):
-        if extra[axis] >= max(strides[axis], dilations[axis]):
-            raise ShapeError(
-                f"[{op}] output_padding must be smaller than stride or dilation; got {extra} with stride {strides}, "
-                f"dilation {dilations}"
-            )
+        if extra[axis] >= strides[axis]:  # else the forward convolution of that output would give more than H x W
+            raise ShapeError(f"[{op}] output_padding must be smaller than the stride; got {extra}, stride {strides}")
         out = (
             (size - 1) * strides[axis]
             - sum(pads[axis])

@@ -9,24 +9,38 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation
-from dlgpu.backends.reference.common import finish, masked, widen
+from dlgpu.backends.reference.common import by_images, finish, masked, widen
 from dlgpu.backends.shapes import check_shape
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import UnknownName
+from dlgpu.errors import ShapeError, UnknownName
 
 
 def activation(x: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
     check_floats("activation", input=x)
-    forward, _ = _pair("activation", kind)
-    return finish(forward(widen(x), alpha), x.dtype, memory_format.of(x))
+    forward, _ = _pair("activation", kind, alpha)
+    return _elementwise(lambda part: forward(part, alpha), x)
 
 
 def activation_grad(grad_output: np.ndarray, saved: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
     op = "activation_grad"
     check_floats(op, grad_output=grad_output, saved=saved)
     check_shape(op, "grad_output", grad_output.shape, saved.shape)
-    _, backward = _pair(op, kind)
-    return finish(backward(widen(grad_output), widen(saved), alpha), saved.dtype, memory_format.of(saved))
+    _, backward = _pair(op, kind, alpha)
+    return _elementwise(lambda part, grad: backward(grad, part, alpha), saved, grad_output)
+
+
+def _elementwise(compute: Callable[..., np.ndarray], x: np.ndarray, *others: np.ndarray) -> np.ndarray:
+    """`compute` on widened parts of arrays of one shape; the result is stored like `x`."""
+    if x.ndim == 0:
+        return _elementwise(compute, *(a[None] for a in (x, *others)))[0:1].reshape(())
+    out = memory_format.empty(np, x.shape, x.dtype, memory_format.of(x))
+
+    def share(rows: slice) -> None:
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN pass through quietly, as on the GPU
+            out[rows] = finish(compute(*(widen(a[rows]) for a in (x, *others))), out.dtype)
+
+    by_images(share, x)
+    return out
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -75,7 +89,9 @@ _TABLE: dict[str, tuple[Forward, Backward]] = {
 }
 
 
-def _pair(op: str, kind: str) -> tuple[Forward, Backward]:
+def _pair(op: str, kind: str, alpha: float) -> tuple[Forward, Backward]:
     if kind not in _TABLE:
         raise UnknownName(op, "activation", kind, SAVES_OUTPUT + SAVES_INPUT)
+    if kind in ("leaky_relu", "elu") and not alpha >= 0:  # the gradient is told from the output's sign
+        raise ShapeError(f"[{op}] alpha must not be negative; got {alpha}")
     return _TABLE[kind]

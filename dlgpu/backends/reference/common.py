@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.dtypes import accumulator
+from dlgpu.threads import parallel, slices
+
+SHARE_BYTES = 1 << 20  # measured: half of it costs Python calls, twice as much falls out of the cache
 
 
 def widen(x: np.ndarray) -> np.ndarray:
@@ -15,8 +20,9 @@ def widen(x: np.ndarray) -> np.ndarray:
 
 def finish(y: np.ndarray, dtype: np.dtype, layout: memory_format.MemoryFormat = "contiguous") -> np.ndarray:
     """Round `y` to `dtype` and store it in the memory format `layout` (ignored unless 4-D)."""
-    y = y.astype(dtype, copy=False)
-    return memory_format.convert(np, y, layout) if y.ndim == 4 else np.ascontiguousarray(y)
+    with np.errstate(over="ignore"):  # beyond float16's range is inf, as on the GPU
+        y = y.astype(dtype, copy=False)
+    return memory_format.convert(np, y, layout) if y.ndim == 4 else np.asarray(y, order="C")
 
 
 def masked(values: np.ndarray, mask: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
@@ -27,3 +33,13 @@ def masked(values: np.ndarray, mask: np.ndarray, out: np.ndarray | None = None) 
     bits = np.dtype(f"u{values.itemsize}")
     result = np.multiply(values.view(bits), mask, out=None if out is None else out.view(bits), dtype=bits)
     return result.view(values.dtype)
+
+
+def by_images(work: Callable[[slice], None], x: np.ndarray) -> None:
+    """Call `work(images)` for slices that cover the first axis of `x`, on several threads.
+
+    For ops that treat images (or rows) independently. A share stays in the cache while an op passes over it again.
+    """
+    per_image = max(1, x.nbytes // max(1, len(x)))
+    shares = slices(len(x), max(1, SHARE_BYTES // per_image))
+    parallel(lambda index: work(shares[index]), len(shares))

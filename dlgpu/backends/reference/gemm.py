@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from dlgpu.backends.reference.common import finish, widen
@@ -115,10 +117,7 @@ def linear_grad_weight(grad_output: np.ndarray, x: np.ndarray) -> np.ndarray:
 
 def grad_bias(grad_output: np.ndarray, *, axis: int = 1) -> np.ndarray:
     check_floats("grad_bias", grad_output=grad_output)
-    keep = axis % grad_output.ndim
-    total = widen(grad_output)
-    # The last axes first: NumPy adds those pairwise, which keeps the rounding error of long sums small.
-    for other in reversed(range(grad_output.ndim)):
-        if other != keep:
-            total = total.sum(axis=other, keepdims=True)
-    return finish(total.reshape(-1), grad_output.dtype)
+    shape, keep = grad_output.shape, axis % grad_output.ndim
+    # (before, K, after): the last axis first, because NumPy adds it pairwise, which keeps the rounding error small.
+    grouped = widen(grad_output).reshape(math.prod(shape[:keep]), shape[keep], math.prod(shape[keep + 1 :]))
+    return finish(grouped.sum(axis=2).sum(axis=0), grad_output.dtype)

@@ -135,7 +135,8 @@ def local_response_norm(
     scale = _channel_window_sum(np.square(wide), size, size // 2)
     scale *= wide.dtype.type(alpha / size)
     scale += wide.dtype.type(k)
-    return finish(wide * scale**-beta, x.dtype, memory_format.of(x)), scale
+    layout = memory_format.of(x)
+    return finish(wide * scale**-beta, x.dtype, layout), finish(scale, scale.dtype, layout)
 
 
 def local_response_norm_grad(
@@ -144,6 +145,7 @@ def local_response_norm_grad(
     op = "local_response_norm_grad"
     _check_lrn(op, size, grad_output=grad_output, input=x)
     check_shape(op, "grad_output", grad_output.shape, x.shape)
+    check_shape(op, "scale", scale.shape, x.shape)
     wide, dy = widen(x), widen(grad_output)
     shares = dy * wide * scale ** (-beta - 1)
     # Channel c took part in the windows of the channels that see it: the mirrored window.

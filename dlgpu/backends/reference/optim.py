@@ -1,18 +1,20 @@
 """Optimizer steps, in place on flat arenas.
 
-An arena is walked in blocks that fit a core's cache, so that the passes of one update read memory once.
+An arena is walked in blocks that fit a core's cache, so that the passes of one update read memory once; blocks are
+shared out over threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from dlgpu.backends.shapes import check_shape
 from dlgpu.errors import DtypeError, ShapeError
+from dlgpu.threads import parallel, slices
 
-BLOCK = 1 << 14  # elements
+BLOCK = 1 << 15  # elements: four arrays of them fit into a core's cache
 
 
 def sgd_step(
@@ -28,7 +30,8 @@ def sgd_step(
     if (velocity is None) != (momentum == 0):
         raise ShapeError(f"[sgd_step] velocity is needed iff momentum is not 0; got momentum={momentum}")
     state = () if velocity is None else (velocity,)
-    for p, g, *rest in _blocks("sgd_step", param, grad, *state):
+
+    def update(p: np.ndarray, g: np.ndarray, *rest: np.ndarray) -> None:
         step = _decayed(g, p, weight_decay) * p.dtype.type(-lr)
         if rest:
             (v,) = rest
@@ -36,6 +39,8 @@ def sgd_step(
             v += step
             step = step + p.dtype.type(momentum) * v if nesterov else v
         p += step
+
+    _each_block("sgd_step", update, param, grad, *state)
 
 
 def adagrad_step(
@@ -47,10 +52,12 @@ def adagrad_step(
     eps: float = 1e-10,
     weight_decay: float = 0.0,
 ) -> None:
-    for p, g, r in _blocks("adagrad_step", param, grad, square_sum):
+    def update(p: np.ndarray, g: np.ndarray, r: np.ndarray) -> None:
         d = _decayed(g, p, weight_decay)
         r += d * d
         p -= p.dtype.type(lr) * d / (np.sqrt(r) + p.dtype.type(eps))
+
+    _each_block("adagrad_step", update, param, grad, square_sum)
 
 
 def rmsprop_step(
@@ -63,10 +70,12 @@ def rmsprop_step(
     eps: float = 1e-8,
     weight_decay: float = 0.0,
 ) -> None:
-    for p, g, r in _blocks("rmsprop_step", param, grad, square_avg):
+    def update(p: np.ndarray, g: np.ndarray, r: np.ndarray) -> None:
         d = _decayed(g, p, weight_decay)
         r += p.dtype.type(1 - alpha) * (d * d - r)
         p -= p.dtype.type(lr) * d / (np.sqrt(r) + p.dtype.type(eps))
+
+    _each_block("rmsprop_step", update, param, grad, square_avg)
 
 
 def adam_step(
@@ -87,7 +96,8 @@ def adam_step(
         raise ShapeError(f"[adam_step] step counts from 1; got {step}")
     # Bias corrections as scalars: m / (1 - beta1^t), sqrt(v / (1 - beta2^t)).
     rate, root = lr / (1 - beta1**step), 1 / (1 - beta2**step) ** 0.5
-    for p, g, m, v in _blocks("adam_step", param, grad, exp_avg, exp_avg_sq):
+
+    def update(p: np.ndarray, g: np.ndarray, m: np.ndarray, v: np.ndarray) -> None:
         f = p.dtype.type
         if decoupled and weight_decay:
             p *= f(1 - lr * weight_decay)
@@ -101,16 +111,20 @@ def adam_step(
         below *= f(rate)
         p -= below
 
+    _each_block("adam_step", update, param, grad, exp_avg, exp_avg_sq)
+
 
 def _decayed(grad: np.ndarray, param: np.ndarray, weight_decay: float) -> np.ndarray:
     return grad + param.dtype.type(weight_decay) * param if weight_decay else grad
 
 
-def _blocks(op: str, param: np.ndarray, *others: np.ndarray) -> Iterator[tuple[np.ndarray, ...]]:
-    if param.dtype not in (np.float32, np.float64) or any(a.dtype != param.dtype for a in others):
-        got = ", ".join(str(a.dtype) for a in (param, *others))
+def _each_block(op: str, update: Callable[..., None], *arenas: np.ndarray) -> None:
+    """Check the arenas, then call `update` on each block of them."""
+    param = arenas[0]
+    if param.dtype not in (np.float32, np.float64) or any(a.dtype != param.dtype for a in arenas):
+        got = ", ".join(str(a.dtype) for a in arenas)
         raise DtypeError(f"[{op}] arenas must all be float32 or all float64; got {got}")
-    for a in others:
+    for a in arenas:
         check_shape(op, "arena", a.shape, (param.size,))
-    for start in range(0, param.size, BLOCK):
-        yield tuple(a[start : start + BLOCK] for a in (param, *others))
+    blocks = slices(param.size, BLOCK)
+    parallel(lambda index: update(*(a[blocks[index]] for a in arenas)), len(blocks))

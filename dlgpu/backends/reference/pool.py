@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlgpu import memory_format
-from dlgpu.backends.reference.common import finish, masked, widen
+from dlgpu.backends.reference.common import by_images, finish, masked, widen
 from dlgpu.backends.reference.windows import padded, taps, unpadded
 from dlgpu.backends.shapes import Padding2d, Pool2d, Size2d, check_shape
 from dlgpu.dtypes import check_floats
@@ -23,30 +23,43 @@ def max_pool2d(
     check_floats("max_pool2d", input=x)
     g = Pool2d.of("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     layout = memory_format.of(x)
-    seen = list(taps(padded(widen(x), g, -np.inf), g))
+    y = memory_format.empty(np, g.output_shape, x.dtype, layout)
+    argmax = memory_format.empty(np, g.output_shape, argmax_dtype(g), layout)
+    inside = _inside(g)
 
+    def share(images: slice) -> None:
+        values, argmax[images] = _max_and_place(padded(widen(x[images]), g, -np.inf), g, inside)
+        y[images] = finish(values, y.dtype)
+
+    by_images(share, x)
+    return y, argmax
+
+
+def _max_and_place(x: np.ndarray, g: Pool2d, inside: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Maximum of each window of the padded `x`, and the first place where it stands.
+
+    The place comes in Horner's form: misses[0] * (1 + misses[1] * (1 + ...)), where a miss is 1 as long as the maximum
+    was not met. A place in the padding never counts as met; a window that never meets (padding only) gets 0.
+    """
+    seen = list(taps(x, g))
     y = seen[0].copy()
     for tap in seen[1:]:
         np.maximum(y, tap, out=y)
-
-    # The first place that equals the maximum, in Horner's form: misses[0] * (1 + misses[1] * (1 + ...)). A place in the
-    # padding never counts as a hit; a window without any hit (padding only) gets 0.
     has_nan = bool(np.isnan(y).any())
-    inside = _inside(g)
-    argmax = np.zeros(y.shape, argmax_dtype(g))
-    found = np.zeros(y.shape, bool) if not all(place.all() for place in inside) else None
-    for tap, place in zip(reversed(seen), reversed(inside), strict=True):
+    place = np.zeros(y.shape, argmax_dtype(g))
+    met = None if all(real.all() for real in inside) else np.zeros(y.shape, bool)
+    for tap, real in zip(reversed(seen), reversed(inside), strict=True):
         miss = tap != y
         if has_nan:
             miss &= ~np.isnan(tap)
-        if found is not None:
-            miss |= ~place
-            found |= ~miss
-        argmax += 1
-        argmax *= miss
-    if found is not None:
-        argmax *= found
-    return finish(y, x.dtype, layout), memory_format.convert(np, argmax, layout)
+        if met is not None:
+            miss |= ~real
+            met |= ~miss
+        place += 1
+        place *= miss
+    if met is not None:
+        place *= met
+    return y, place
 
 
 def argmax_dtype(g: Pool2d) -> np.dtype:
@@ -70,18 +83,22 @@ def max_pool2d_grad(
     g = Pool2d.of(op, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
     check_shape(op, "grad_output", grad_output.shape, g.output_shape)
     check_shape(op, "argmax", argmax.shape, g.output_shape)
-    layout = memory_format.of(grad_output)
-    dy = memory_format.convert(np, widen(grad_output), "contiguous")
-    whole = padded(np.zeros(g.input_shape, dy.dtype), g)
-    overlapping = any(
-        stride < dil * (k - 1) + 1 for stride, dil, k in zip(g.stride, g.dilation, (g.R, g.S), strict=True)
-    )
-    for index, tap in enumerate(taps(whole, g)):
-        if overlapping:
-            tap += masked(dy, argmax == index)
-        else:
-            masked(dy, argmax == index, out=tap)
-    return finish(unpadded(whole, g), grad_output.dtype, layout)
+    reach = [dil * (k - 1) + 1 for dil, k in zip(g.dilation, (g.R, g.S), strict=True)]
+    overlapping = any(stride < r for stride, r in zip(g.stride, reach, strict=True))
+    dx = memory_format.empty(np, g.input_shape, grad_output.dtype, memory_format.of(grad_output))
+
+    def share(images: slice) -> None:
+        dy = memory_format.convert(np, widen(grad_output[images]), "contiguous")
+        whole = padded(np.zeros((len(dy), *g.input_shape[1:]), dy.dtype), g)
+        for index, tap in enumerate(taps(whole, g)):
+            if overlapping:
+                tap += masked(dy, argmax[images] == index)
+            else:
+                masked(dy, argmax[images] == index, out=tap)
+        dx[images] = finish(unpadded(whole, g), dx.dtype)
+
+    by_images(share, dx)
+    return dx
 
 
 def avg_pool2d(

@@ -2,33 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.reference.common import finish, widen
-from dlgpu.backends.shapes import check_shape
+from dlgpu.backends.shapes import axes, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import DtypeError, ShapeError
 
 
 def softmax(x: np.ndarray, *, axis: int = -1) -> np.ndarray:
     check_floats("softmax", input=x)
-    return finish(np.exp(_log_softmax(widen(x), axis)), x.dtype, memory_format.of(x))
+    axes("softmax", x.shape, axis)
+    return finish(_Line.of(widen(x), axis).probabilities(), x.dtype, memory_format.of(x))
 
 
 def softmax_grad(grad_output: np.ndarray, y: np.ndarray, *, axis: int = -1) -> np.ndarray:
     check_floats("softmax_grad", grad_output=grad_output, output=y)
+    axes("softmax_grad", y.shape, axis)
+    check_shape("softmax_grad", "grad_output", grad_output.shape, y.shape)
     d, p = widen(grad_output), widen(y)
     return finish(p * (d - (d * p).sum(axis=axis, keepdims=True)), y.dtype, memory_format.of(y))
 
 
 def log_softmax(x: np.ndarray, *, axis: int = -1) -> np.ndarray:
     check_floats("log_softmax", input=x)
-    return finish(_log_softmax(widen(x), axis), x.dtype, memory_format.of(x))
+    axes("log_softmax", x.shape, axis)
+    return finish(_Line.of(widen(x), axis).log_probabilities(), x.dtype, memory_format.of(x))
 
 
 def log_softmax_grad(grad_output: np.ndarray, y: np.ndarray, *, axis: int = -1) -> np.ndarray:
     check_floats("log_softmax_grad", grad_output=grad_output, output=y)
+    axes("log_softmax_grad", y.shape, axis)
+    check_shape("log_softmax_grad", "grad_output", grad_output.shape, y.shape)
     d = widen(grad_output)
     return finish(d - np.exp(widen(y)) * d.sum(axis=axis, keepdims=True), y.dtype, memory_format.of(y))
 
@@ -37,14 +45,14 @@ def cross_entropy(
     logits: np.ndarray, target: np.ndarray, *, label_smoothing: float = 0.0, ignore_index: int = -100
 ) -> tuple[np.ndarray, np.ndarray]:
     valid, at = _check_target("cross_entropy", logits, target, label_smoothing, ignore_index)
-    x = widen(logits)
-    lse = _log_sum_exp(x, 1)  # (N, 1, ...)
-    # -log p = lse - logit, for the target's class and for the mean over classes
-    loss = lse - np.take_along_axis(x, at, axis=1)
+    line = _Line.of(widen(logits), 1)
+    log_sum = line.log_sum()  # (N, 1, ...)
+    # -log p = log_sum - shifted logit, for the target's class and for the mean over classes
+    loss = log_sum - np.take_along_axis(line.shifted, at, axis=1)
     if label_smoothing:
-        s = x.dtype.type(label_smoothing)
-        loss = (1 - s) * loss + s * (lse - x.mean(axis=1, keepdims=True))
-    return np.where(valid, loss[:, 0], x.dtype.type(0)), lse[:, 0]
+        s = loss.dtype.type(label_smoothing)
+        loss = (1 - s) * loss + s * (log_sum - line.shifted.mean(axis=1, keepdims=True))
+    return np.where(valid, loss[:, 0], loss.dtype.type(0)), (log_sum + line.peak)[:, 0]
 
 
 def cross_entropy_grad(
@@ -89,13 +97,33 @@ def _check_target(
     return valid, np.where(valid, target, 0)[:, None].astype(np.int64)
 
 
-def _log_sum_exp(x: np.ndarray, axis: int) -> np.ndarray:
-    peak = x.max(axis=axis, keepdims=True) if x.size else np.zeros_like(x.sum(axis=axis, keepdims=True))
-    # A row that is -inf throughout (or holds +inf) must not become inf - inf inside the exponential.
-    safe = np.where(np.isfinite(peak), peak, 0)
-    with np.errstate(divide="ignore", over="ignore"):
-        return np.log(np.exp(x - safe).sum(axis=axis, keepdims=True)) + safe
+@dataclass(frozen=True)
+class _Line:
+    """Lines along an axis, each moved so that its greatest element is 0: what all of softmax is made of.
 
+    Infinities and NaN pass through quietly, as on the GPU.
+    """
 
-def _log_softmax(x: np.ndarray, axis: int) -> np.ndarray:
-    return x - _log_sum_exp(x, axis)
+    shifted: np.ndarray
+    peak: np.ndarray
+    axis: int
+
+    @staticmethod
+    def of(x: np.ndarray, axis: int) -> _Line:
+        peak = x.max(axis=axis, keepdims=True) if x.size else np.zeros_like(x.sum(axis=axis, keepdims=True))
+        peak = np.where(np.isfinite(peak), peak, 0)  # -inf throughout: else inf - inf
+        with np.errstate(over="ignore"):
+            return _Line(x - peak, peak, axis)
+
+    def probabilities(self) -> np.ndarray:
+        with np.errstate(over="ignore", invalid="ignore"):
+            exponentials = np.exp(self.shifted)
+            return exponentials / exponentials.sum(axis=self.axis, keepdims=True)
+
+    def log_sum(self) -> np.ndarray:
+        with np.errstate(over="ignore", divide="ignore"):
+            return np.log(np.exp(self.shifted).sum(axis=self.axis, keepdims=True))
+
+    def log_probabilities(self) -> np.ndarray:
+        with np.errstate(invalid="ignore"):
+            return self.shifted - self.log_sum()

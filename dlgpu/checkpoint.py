@@ -1,0 +1,100 @@
+"""Checkpoints: one safetensors file with all arrays, and a JSON text in its header with everything else.
+
+One file can be replaced atomically, so that a crash, a full disk or a kill leaves either the old checkpoint or the new
+one, never half of each. No pickle: loading a checkpoint runs no code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from dlgpu.errors import CheckpointError, TrainingError
+
+FORMAT = 1
+_KEY = "dlgpu"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Write a file that appears under its name only when it is whole and on the disk.
+
+    Raises:
+        TrainingError: the disk is full or the folder cannot be written; what stood under the name is untouched.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            try:
+                yield file  # type: ignore[misc]  # the wrapper is a BinaryIO in all but name
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(file.name, 0o644)
+                os.replace(file.name, path)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+    except OSError as error:
+        raise TrainingError(
+            f"[write] cannot write {path}: {error.strerror or error}; what was there is kept"
+        ) from error
+
+
+def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> None:
+    """Write named arrays and a JSON-able `info` to `path` (.safetensors), atomically.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    header = {
+        "format": FORMAT,
+        "info": dict(info),
+        # safetensors notices a truncated file but not a flipped bit
+        "crc32": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
+    }
+    with replacing(Path(path)) as file:
+        file.write(to_bytes(dict(arrays), metadata={_KEY: json.dumps(header)}))
+
+
+def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """-> (arrays, info) of a file written by `save`.
+
+    Raises:
+        CheckpointError: no such file, not a dlgpu checkpoint, truncated or damaged, or of a newer format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"[checkpoint] there must be a checkpoint file; got {path}, which does not exist")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"[checkpoint] {path} is damaged or not a checkpoint; got: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"[checkpoint] {path} holds weights but was not written by dlgpu.checkpoint; got no header"
+        )
+    if header.get("format") != FORMAT:
+        raise CheckpointError(f"[checkpoint] this version reads format {FORMAT}; got {header.get('format')} in {path}")
+    for name, array in arrays.items():
+        if zlib.crc32(array.tobytes()) != header["crc32"].get(name):
+            raise CheckpointError(f"[checkpoint] {path} is damaged; got a wrong checksum for {name!r}")
+    return arrays, header["info"]
+
+
+def select(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays called "<prefix>.<name>", by <name>."""
+    return {name[len(prefix) + 1 :]: array for name, array in arrays.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,328 @@
+"""The `dlgpu` command. Arguments in, tables and pictures out; everything it does is in the modules it calls.
+
+Exit codes: 0 done, 2 bad input (one line says what), 130 and 143 interrupted by Ctrl-C and SIGTERM (state is saved).
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+import dlgpu
+from dlgpu import backends, models, optim
+from dlgpu.errors import CheckpointError, DlgpuError, ShapeError
+from dlgpu.run import AUGMENTATIONS, Config, Run, load_model, read_config
+from dlgpu.train import Callback, Row, Trainer
+
+console = Console(highlight=False, markup=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(dlgpu.__version__, prog_name="dlgpu")
+def cli() -> None:
+    """Train and use convolutional networks.
+
+    \b
+    dlgpu train lenet5               learn to read digits (MNIST is included)
+    dlgpu eval runs/lenet5-1         test accuracy of that run
+    dlgpu predict runs/lenet5-1 a.png    what is in the picture?
+    dlgpu models vgg16               the layer table of a network
+    """
+
+
+# --- train --------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("model", required=False)
+@click.option(
+    "--data", "dataset", help="mnist, fashion-mnist, cifar10, or a folder with train/ and test/ [default: the model's]"
+)
+@click.option("--data-root", type=click.Path(), help="where the files of a named data set are")
+@click.option("-e", "--epochs", type=int, help="passes over the training data [default: the model's]")
+@click.option("-b", "--batch-size", type=int, help="images per update [default: the model's]")
+@click.option("--optimizer", help=f"{', '.join(optim.OPTIMIZERS)} [default: the model's]")
+@click.option("--lr", type=float, help="learning rate [default: the model's]")
+@click.option("--weight-decay", type=float, help="pull weights towards zero [default: the model's]")
+@click.option("--schedule", help=f"learning rate over time: {', '.join(optim.SCHEDULES)} [default: the model's]")
+@click.option("--clip-norm", type=float, help="limit the norm of the gradients")
+@click.option("--augment", default="", help=f"any of {','.join(AUGMENTATIONS)}, separated by commas")
+@click.option("--validation", default=0, show_default=True, help="hold out so many training images, and judge by them")
+@click.option("--patience", type=int, help="stop after so many epochs without improvement (wants --validation)")
+@click.option("--limit", type=int, help="use only the first LIMIT images (for a quick try)")
+@click.option("--seed", default=0, show_default=True, help="same seed, same bits")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option(
+    "--run", "folder", type=click.Path(path_type=Path), help="folder to write [default: runs/<model>-<number>]"
+)
+@click.option("--resume", type=click.Path(path_type=Path), help="continue the run in this folder")
+def train(
+    model: str | None, folder: Path | None, resume: Path | None, augment: str, device: str, **settings: Any
+) -> None:
+    """Train MODEL (see `dlgpu models`) and write a run folder.
+
+    The folder holds the checkpoints last.safetensors and best.safetensors, metrics.jsonl with the figures of each
+    epoch, and the pictures curves.png and filters.png. Ctrl-C saves and stops; `dlgpu train --resume FOLDER` goes on
+    as if nothing had happened.
+
+    \b
+    dlgpu train lenet5
+    dlgpu train deep_convnet --augment shift,rotate --validation 5000 --patience 3
+    dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
+    """
+    if resume is not None:
+        given = {name for name, value in settings.items() if name != "epochs" and _was_given(name)}
+        given |= {name for name in ("model", "folder", "augment", "device") if _was_given(name)}
+        if given:
+            raise ShapeError(f"[train] --resume keeps a run's settings (only --epochs may change); got {_flags(given)}")
+        run = Run.resume(resume, settings["epochs"])
+    else:
+        if model is None:
+            raise ShapeError("[train] needs a MODEL or --resume FOLDER; see `dlgpu models`")
+        names = tuple(name.strip() for name in augment.split(",") if name.strip())
+        config = Config(model=model, augment=names, device=_device(device), **settings)
+        run = Run.create(folder or _free_folder(model), config)
+    _fit(run)
+
+
+def _was_given(name: str) -> bool:
+    return click.get_current_context().get_parameter_source(name) == click.core.ParameterSource.COMMANDLINE
+
+
+def _flags(names: set[str]) -> str:
+    special = {"model": "MODEL", "folder": "--run", "dataset": "--data"}
+    return ", ".join(sorted(special.get(name, "--" + name.replace("_", "-")) for name in names))
+
+
+def _device(name: str) -> str:
+    if name != "auto":
+        backends.get(name)  # raises if it is unknown or missing
+        return name
+    return "cuda" if backends.available()["cuda"] == "ready" else "cpu"
+
+
+def _free_folder(model: str) -> Path:
+    if model not in models.MODELS:  # name the model's error, not the folder's
+        models.build(model)
+    number = 1
+    while (folder := Path("runs") / f"{model}-{number}").exists():
+        number += 1
+    return folder
+
+
+def _fit(run: Run) -> None:
+    config, trainer = run.config, run.trainer
+    parameters = sum(p.size for p in trainer.model.parameters())
+    console.print(
+        f"{config.model}: {parameters:,} parameters, {config.dataset}: {len(trainer.train_batches.dataset):,} images, "
+        f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}, {config.device}, seed {config.seed}"
+    )
+    console.print(f"writing {run.folder}/", end="\n\n")
+    if trainer.epoch or trainer.batch:
+        console.print(f"continuing after epoch {trainer.epoch}, batch {trainer.batch}")
+    with LiveTable(trainer, config.epochs or 1) as table:
+        trainer.callbacks.append(table)
+        history = run.fit()
+    if trainer.stopped in ("SIGINT", "SIGTERM"):
+        console.print(f"\ninterrupted; everything is saved. Go on with: dlgpu train --resume {run.folder}")
+        sys.exit(128 + signal.Signals[trainer.stopped])
+    if trainer.stopped:
+        console.print(f"\nstopped: {trainer.stopped}")
+    if history:
+        split = trainer.evaluate_as
+        best = max(history, key=lambda row: row[f"{split}_accuracy"])
+        console.print(f"\nbest {split} accuracy {best[f'{split}_accuracy']:.2%} (epoch {best['epoch']})")
+        if split == "valid":
+            model, _ = load_model(run.folder, "best")
+            _, accuracy = dlgpu.train.evaluate(model, config.evaluation_batches(run.test))
+            console.print(f"test accuracy of that epoch's weights {accuracy:.2%}")
+    console.print(f"{run.folder}/: best.safetensors, last.safetensors, metrics.jsonl, curves.png, filters.png")
+
+
+class LiveTable(Callback):
+    """A progress bar for the epoch and a line of figures after each."""
+
+    def __init__(self, trainer: Trainer, epochs: int) -> None:
+        self.epochs, self.split = epochs, trainer.evaluate_as
+        self.images = len(trainer.train_batches.dataset)
+        self.progress = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(bar_width=30),
+            TextColumn(
+                "{task.percentage:>3.0f} %  {task.fields[speed]:,.0f} images/s  loss {task.fields[loss]:.4f}  left"
+            ),
+            TimeRemainingColumn(compact=True),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+
+    def __enter__(self) -> LiveTable:
+        self.progress.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.progress.stop()
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        batches = len(trainer.train_batches)
+        self.task = self.progress.add_task(
+            "train", total=self.epochs * batches, epoch=self._label(trainer), speed=0, loss=0
+        )
+        self.progress.update(self.task, completed=trainer.epoch * batches + trainer.batch)
+        split = self.split
+        console.print(f"epoch   train loss  accuracy   {split:>5} loss  accuracy      lr     images/s", style="bold")
+
+    def _label(self, trainer: Trainer) -> str:
+        return f"{min(trainer.epoch + 1, self.epochs)}/{self.epochs}"
+
+    def on_batch_end(self, trainer: Trainer, loss: float) -> None:
+        task = self.progress.tasks[0]
+        speed = (task.speed or 0) * trainer.train_batches.batch_size
+        self.progress.update(self.task, advance=1, epoch=self._label(trainer), speed=speed, loss=trainer.running()[0])
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        console.print(
+            f"{row['epoch']:>5}   {row['train_loss']:>10.4f}  {row['train_accuracy']:>8.2%}   "
+            f"{row[self.split + '_loss']:>10.4f}  {row[self.split + '_accuracy']:>8.2%}  {row['lr']:>8.2g}  "
+            f"{self.images / max(row['seconds'], 1e-9):>9,.0f}"
+        )
+
+
+# --- eval, predict ------------------------------------------------------------------------------------------------
+
+RUN = click.argument("run", type=click.Path(path_type=Path))
+WHICH = click.option(
+    "--which", type=click.Choice(["best", "last"]), default="best", show_default=True, help="which checkpoint"
+)
+
+
+@cli.command("eval")
+@RUN
+@WHICH
+@click.option("--data", "dataset", help="another data set with the same classes [default: the run's]")
+@click.option("--data-root", type=click.Path(), help="where its files are")
+def evaluate(run: Path, which: str, dataset: str | None, data_root: str | None) -> None:
+    """Accuracy of a trained RUN folder on the test images, per class too."""
+    from dlgpu import data
+    from dlgpu.train import predictions
+
+    model, config = load_model(run, which)
+    assert config.dataset is not None
+    test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
+    if len(test.classes) != len(config.classes):
+        raise CheckpointError(
+            f"[eval] the run knows {len(config.classes)} classes; got {len(test.classes)} in {test.name}"
+        )
+    hits, counts = np.zeros(len(test.classes), int), np.bincount(test.labels, minlength=len(test.classes))
+    for _, labels, logits in predictions(model, config.evaluation_batches(test)):
+        hits += np.bincount(labels[logits.argmax(1).numpy() == labels], minlength=len(test.classes))
+    table = Table("class", "images", "correct", "accuracy", box=None)
+    for name, hit, count in zip(test.classes, hits, counts, strict=True):
+        table.add_row(name, f"{count:,}", f"{hit:,}", f"{hit / count:.2%}" if count else "-")
+    console.print(table)
+    console.print(f"\ntest accuracy {hits.sum() / counts.sum():.2%} ({hits.sum():,} of {counts.sum():,})")
+
+
+@cli.command()
+@RUN
+@click.argument("images", nargs=-1, required=True, type=click.Path())
+@WHICH
+@click.option("--top", default=3, show_default=True, help="how many classes to show")
+def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
+    """Classes and probabilities of picture files, by a trained RUN folder.
+
+    Pictures are scaled to the network's size. Grey networks trained on bright strokes (MNIST) get dark-on-bright
+    pictures inverted.
+    """
+    from dlgpu import data
+    from dlgpu import functional as F
+
+    model, config = load_model(run, which)
+    for name in images:
+        pixels = data.load_image(name, config.image_size, config.in_channels)
+        inverted = config.in_channels == 1 and _bright_border(pixels) and config.mean[0] < 0.5
+        if inverted:
+            pixels = 255 - pixels
+        batch = np.divide(pixels[None], np.float32(255), dtype=np.float32)
+        batch = config.transform(augment=False)(batch, np.random.default_rng(0))
+        with dlgpu.no_grad():
+            shares = F.softmax(model(dlgpu.tensor(batch, device=config.device))).numpy()[0]
+        console.print(f"{name}{'  (inverted: dark on bright)' if inverted else ''}", style="bold")
+        for index in np.argsort(-shares, kind="stable")[: max(top, 1)]:
+            console.print(f"  {shares[index]:>7.2%}  {config.classes[index]}")
+
+
+def _bright_border(pixels: np.ndarray) -> bool:
+    edge = np.concatenate([pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]], axis=None)
+    return bool(edge.mean() > 127)
+
+
+# --- info, models -------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("run", required=False, type=click.Path(path_type=Path))
+def info(run: Path | None) -> None:
+    """What this machine has; or, with a RUN folder, what is in it."""
+    if run is not None:
+        config = read_config(run)
+        for name, value in vars(config).items():
+            console.print(f"{name:>14}  {', '.join(map(str, value)) if isinstance(value, tuple) else value}")
+        return
+    from dlgpu.threads import num_threads
+
+    console.print(f"dlgpu {dlgpu.__version__}, Python {sys.version.split()[0]}, NumPy {np.__version__}")
+    console.print(f"{num_threads()} CPU threads (DLGPU_NUM_THREADS changes it)", end="\n\n")
+    for name, state in backends.available().items():
+        console.print(f"backend {name:<12} {state}", soft_wrap=True)
+
+
+@cli.command("models")
+@click.argument("name", required=False)
+@click.option("--image-size", type=int, help="input height and width [default: the model's]")
+@click.option("--in-channels", type=int, help="1 grey, 3 colour [default: the model's]")
+@click.option("--num-classes", type=int, help="[default: the model's]")
+def list_models(name: str | None, **sizes: int | None) -> None:
+    """The networks; or, with a NAME, its layer table."""
+    if name is None:
+        table = Table("name", "about", "data", "epochs", "optimizer", "lr", "schedule", box=None)
+        for key, entry in models.MODELS.items():
+            row = (entry.dataset, str(entry.epochs), entry.optimizer, f"{entry.lr:g}", entry.schedule)
+            table.add_row(key, entry.about, *row)
+        console.print(table)
+        return
+    chosen = {key: value for key, value in sizes.items() if value is not None}
+    if name in models.MODELS:
+        entry = models.MODELS[name]
+        chosen = {"image_size": entry.image_size, "in_channels": entry.in_channels} | chosen
+    model = models.build(name, **chosen)
+    shape = (1, chosen["in_channels"], chosen["image_size"], chosen["image_size"])
+    click.echo(model.summary(shape).rstrip())
+
+
+# --- entry --------------------------------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; errors a user can cause become one line and exit code 2."""
+    try:
+        cli.main(arguments, prog_name="dlgpu", standalone_mode=False)
+    except DlgpuError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(2)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    sys.exit(0)

@@ -1,0 +1,281 @@
+"""A run: a folder with the settings, checkpoints, figures and pictures of one training, and what rebuilds it from them.
+
+run/config.json         settings, class names, normalisation
+run/last.safetensors    the newest checkpoint: weights, optimizer, position, random state, figures
+run/best.safetensors    the same, of the epoch with the highest accuracy
+run/metrics.jsonl       one line of figures per epoch
+run/curves.png          loss and accuracy per epoch
+run/filters.png         the first layer before and after training
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlgpu import checkpoint, data, models, optim, random
+from dlgpu.data import DataLoader, Dataset
+from dlgpu.errors import CheckpointError, DataError, ShapeError, UnknownName
+from dlgpu.nn import Module
+from dlgpu.train import Callback, EarlyStopping, Row, Trainer
+
+EVALUATION_BATCH = 500
+# Seconds between checkpoints inside an epoch: what a killed run loses at most, beside its last batch.
+CHECKPOINT_SECONDS = 30.0
+
+AUGMENTATIONS: dict[str, Any] = {
+    "shift": lambda size: data.RandomShift(max(1, size // 14)),
+    "rotate": lambda size: data.RandomRotation(10.0),
+    "flip": lambda size: data.RandomHorizontalFlip(),
+    "crop": lambda size: data.RandomCrop(size, padding=max(1, size // 8)),
+    "cutout": lambda size: data.Cutout(max(1, size // 4)),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a run depends on. What is None is filled in from the model's defaults and the data by `complete`."""
+
+    model: str
+    dataset: str | None = None
+    data_root: str | None = None
+    epochs: int | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    lr: float | None = None
+    weight_decay: float | None = None
+    schedule: str | None = None
+    clip_norm: float | None = None
+    augment: tuple[str, ...] = ()
+    validation: int = 0
+    patience: int | None = None
+    limit: int | None = None
+    seed: int = 0
+    device: str = "cpu"
+    # from the data
+    classes: tuple[str, ...] = ()
+    in_channels: int = 0
+    image_size: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+
+    def complete(self) -> tuple[Config, Dataset, Dataset]:
+        """Check every name, load the data, and fill in what was left open -> (config, training data, test data)."""
+        if self.model not in models.MODELS:
+            raise UnknownName("run", "model", self.model, models.MODELS)
+        info = models.MODELS[self.model]
+        defaults = {key: getattr(info, key) for key in _FROM_MODEL if getattr(self, key) is None}
+        config = dataclasses.replace(self, **defaults)
+        for kind, name, known in (
+            ("optimizer", config.optimizer, optim.OPTIMIZERS),
+            ("schedule", config.schedule, optim.SCHEDULES),
+            *(("augmentation", name, AUGMENTATIONS) for name in config.augment),
+        ):
+            if name not in known:
+                raise UnknownName("run", kind, name, known)
+        for name in ("epochs", "batch_size", "limit", "patience"):
+            value = getattr(config, name)
+            if value is not None and value < 1:
+                raise ShapeError(f"[run] {name} must be >= 1; got {value}")
+        assert config.dataset is not None
+        train, test = (data.load(config.dataset, train=half, root=config.data_root) for half in (True, False))
+        if config.limit is not None:
+            train, test = train.subset(slice(config.limit)), test.subset(slice(config.limit))
+        channels, height, width = train.images.shape[1:]
+        if height != width:
+            raise DataError(f"[run] images must be square; got {height} x {width} in {train.name}")
+        if not 0 <= config.validation < len(train):
+            raise ShapeError(f"[run] validation must leave images to train on; got {config.validation} of {len(train)}")
+        mean, std = train.mean_std()
+        facts = dict(
+            classes=train.classes,
+            in_channels=channels,
+            image_size=height,
+            mean=tuple(map(float, mean)),
+            std=tuple(float(max(s, 1e-3)) for s in std),  # a constant channel must not be divided by zero
+        )
+        return dataclasses.replace(config, **facts), train, test  # type: ignore[arg-type]
+
+    def build_model(self) -> Module:
+        """The network with fresh weights from the run's seed."""
+        random.manual_seed(self.seed)
+        sizes = dict(num_classes=len(self.classes), in_channels=self.in_channels, image_size=self.image_size)
+        return models.build(self.model, **sizes).to(self.device)
+
+    def transform(self, augment: bool) -> data.Compose:
+        """What happens to images between the data set and the network."""
+        steps = [AUGMENTATIONS[name](self.image_size) for name in self.augment] if augment else []
+        return data.Compose([*steps, data.Normalize(self.mean, self.std)])
+
+    def evaluation_batches(self, images: Dataset) -> DataLoader:
+        """Batches to evaluate on: no shuffling, no augmentation."""
+        return DataLoader(images, EVALUATION_BATCH, transform=self.transform(augment=False))
+
+
+_FROM_MODEL = ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule")
+
+
+class Run(Callback):
+    """A run folder being written: the callback that saves checkpoints, figures and pictures."""
+
+    def __init__(self, folder: Path, config: Config, trainer: Trainer, test: Dataset) -> None:
+        self.folder, self.config, self.trainer, self.test = folder, config, trainer, test
+        self.initial_filters = first_filters(trainer.model, config)
+        self._saved = time.monotonic()
+        trainer.callbacks.append(self)
+
+    # --- making one -----------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def create(folder: str | Path, config: Config) -> Run:
+        """Start a new run in a folder that does not hold one; raises `CheckpointError` if it does."""
+        folder = Path(folder)
+        if (folder / "config.json").exists():
+            raise CheckpointError(
+                f"[run] the folder must not hold a run already; got {folder}: "
+                "choose another with --run, or continue with --resume"
+            )
+        config, train, test = config.complete()
+        run = Run._assemble(folder, config, train, test)
+        _write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        return run
+
+    @staticmethod
+    def resume(folder: str | Path, epochs: int | None = None) -> Run:
+        """Continue a run from its newest checkpoint, to the same bits as if it had not been interrupted.
+
+        `epochs` replaces the run's number of epochs (to train on).
+        """
+        folder = Path(folder)
+        config = read_config(folder)
+        if epochs is not None:
+            config = dataclasses.replace(config, epochs=epochs)
+        _, train, test = config.complete()
+        run = Run._assemble(folder, config, train, test)
+        if (folder / "last.safetensors").exists():  # else it was killed before its first checkpoint: start over
+            arrays, rest = checkpoint.load(folder / "last.safetensors")
+            run.trainer.load_state_dict(arrays, rest)
+        run._write_metrics()
+        if epochs is not None:
+            _write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        return run
+
+    @staticmethod
+    def _assemble(folder: Path, config: Config, train: Dataset, test: Dataset) -> Run:
+        held_out, split = test, "test"
+        if config.validation:
+            train, held_out = train.split(len(train) - config.validation, config.seed)
+            split = "valid"
+        model = config.build_model()
+        assert config.optimizer and config.schedule and config.batch_size and config.epochs
+        optimizer = optim.OPTIMIZERS[config.optimizer](
+            model.parameters(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,  # type: ignore[call-arg]  # every registered optimizer takes it
+        )
+        batches = DataLoader(
+            train, config.batch_size, shuffle=True, seed=config.seed, transform=config.transform(augment=True)
+        )
+        trainer = Trainer(
+            model,
+            optimizer,
+            batches,
+            config.evaluation_batches(held_out),
+            evaluate_as=split,
+            schedule=optim.SCHEDULES[config.schedule](config.epochs),
+            clip_norm=config.clip_norm,
+        )
+        if config.patience is not None:
+            trainer.callbacks.append(EarlyStopping(config.patience, f"{split}_loss"))
+        return Run(folder, config, trainer, test)
+
+    # --- while it runs --------------------------------------------------------------------------------------------
+
+    def fit(self) -> list[Row]:
+        """Train to the end (or until stopped); returns the history."""
+        assert self.config.epochs
+        return self.trainer.fit(self.config.epochs)
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        self._saved = time.monotonic()
+
+    def on_batch_end(self, trainer: Trainer, loss: float) -> None:
+        if time.monotonic() - self._saved > CHECKPOINT_SECONDS and trainer.batch < len(trainer.train_batches):
+            self._save("last")
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        self._write_metrics()
+        figure = f"{trainer.evaluate_as}_accuracy"
+        if row[figure] > max((r[figure] for r in trainer.history[:-1]), default=-1.0):
+            self._save("best")
+        self._save("last")
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        self._save("last")
+        self.draw()
+
+    def _save(self, name: str) -> None:
+        arrays, rest = self.trainer.state_dict()
+        checkpoint.save(self.folder / f"{name}.safetensors", arrays, rest)
+        self._saved = time.monotonic()
+
+    def _write_metrics(self) -> None:
+        _write_text(self.folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.trainer.history))
+
+    def draw(self) -> None:
+        """Write curves.png and filters.png."""
+        from dlgpu import viz
+
+        if self.trainer.history:
+            viz.curves(self.trainer.history, self.folder / "curves.png", title=self.title)
+        filters = first_filters(self.trainer.model, self.config)
+        if self.initial_filters is not None and filters is not None:
+            viz.filters(self.initial_filters, filters, self.folder / "filters.png", title=self.title)
+
+    @property
+    def title(self) -> str:
+        """What pictures are headed with."""
+        return f"{self.config.model} on {self.config.dataset}"
+
+
+def read_config(folder: str | Path) -> Config:
+    """The settings of a run folder; raises `CheckpointError` if it holds none or they are damaged."""
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        raise CheckpointError(f"[run] the folder must hold a run (config.json); got {folder}")
+    try:
+        fields = json.loads(path.read_text())
+        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"[run] {path} is damaged or of another version; got: {error}") from error
+
+
+def load_model(folder: str | Path, which: str = "best") -> tuple[Module, Config]:
+    """The trained network of a run in evaluation mode, and the run's settings. `which` is "best" or "last"."""
+    config = read_config(folder)
+    arrays, _ = checkpoint.load(Path(folder) / f"{which}.safetensors")
+    model = config.build_model()
+    model.load_state_dict(checkpoint.select(arrays, "model"))
+    return model.eval(), config
+
+
+def first_filters(model: Module, config: Config) -> np.ndarray | None:
+    """A copy of the first layer's weights as pictures (K, C, R, S); a dense first layer sees whole images."""
+    for name, weights in model.state_dict().items():
+        if name.endswith("weight") and weights.ndim == 4:
+            return weights
+        if name.endswith("weight") and weights.ndim == 2:
+            pixels = (config.in_channels, config.image_size, config.image_size)
+            return weights.reshape(-1, *pixels) if weights.shape[1] == int(np.prod(pixels)) else None
+    return None
+
+
+def _write_text(path: Path, text: str) -> None:
+    with checkpoint.replacing(path) as file:
+        file.write(text.encode())

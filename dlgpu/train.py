@@ -1,0 +1,273 @@
+"""The training loop: mini-batches, evaluation, and callbacks for everything else.
+
+A run is a pure function of its seed: order of the images, augmentation, dropout and initial weights all follow from
+it, and the trainer's whole state goes into `state_dict`. So a run that was killed and resumed ends with the same bits
+as one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from dlgpu import functional as F
+from dlgpu import random
+from dlgpu.autograd import no_grad
+from dlgpu.data import DataLoader
+from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError
+from dlgpu.nn import Module
+from dlgpu.optim import Optimizer, Schedule
+from dlgpu.tensor import Tensor, tensor
+
+Loss = Callable[[Tensor, Any], Tensor]
+Row = dict[str, Any]  # one epoch's figures
+
+
+class Callback:
+    """Base class: override what is needed. `trainer.stop(reason)` ends training after the current batch."""
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        """Before the first batch (also of a resumed run)."""
+
+    def on_batch_end(self, trainer: Trainer, loss: float) -> None:
+        """After an update; `trainer.batch` batches of this epoch are done."""
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        """After an epoch and its evaluation; `row` is the last of `trainer.history`."""
+
+    def on_train_end(self, trainer: Trainer) -> None:
+        """After the last batch, however training ended, but for an error."""
+
+
+class EarlyStopping(Callback):
+    """Stop when a figure has not improved for `patience` epochs ("accuracy": higher is better; else lower)."""
+
+    def __init__(self, patience: int, figure: str = "valid_loss", min_delta: float = 0.0) -> None:
+        if patience < 1:
+            raise ShapeError(f"[EarlyStopping] patience must be >= 1; got {patience}")
+        self.patience, self.figure, self.min_delta = patience, figure, min_delta
+
+    def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
+        if self.figure not in row:
+            raise ShapeError(f"[EarlyStopping] there must be a figure {self.figure!r}; got {sorted(row)}")
+        # From the history alone, so that a resumed run decides alike.
+        sign = -1 if self.figure.endswith("accuracy") else 1
+        values = [sign * r[self.figure] for r in trainer.history]
+        best, waited = math.inf, 0
+        for value in values:
+            best, waited = (value, 0) if value < best - self.min_delta else (best, waited + 1)
+        if waited >= self.patience:
+            trainer.stop(f"{self.figure} has not improved for {waited} epochs")
+
+
+class Trainer:
+    """Trains a classifier on a `DataLoader`, and evaluates it on another after each epoch.
+
+    Args:
+        model: maps (N, C, H, W) to (N, classes) logits.
+        optimizer: made from the model's parameters.
+        train: batches to learn from, shuffled by the loader.
+        evaluate: batches to evaluate on after each epoch, or None.
+        evaluate_as: what the evaluated split is called in the figures: "test" or "valid".
+        loss: (logits, labels) -> scalar Tensor.
+        schedule: learning rate over time, in epochs, relative to the optimizer's own at construction.
+        clip_norm: limit the joint norm of all gradients to this.
+        callbacks: called in order.
+
+    Attributes:
+        epoch, batch: how many whole epochs, and batches of the next one, are done.
+        history: one row of figures per epoch: epoch, train_loss, train_accuracy, <split>_loss, <split>_accuracy, lr,
+            seconds.
+        stopped: why training ended before its last epoch, else None.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        optimizer: Optimizer,
+        train: DataLoader,
+        evaluate: DataLoader | None = None,
+        *,
+        evaluate_as: str = "test",
+        loss: Loss = F.cross_entropy,
+        schedule: Schedule | None = None,
+        clip_norm: float | None = None,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.model, self.optimizer, self.train_batches, self.evaluate_batches = model, optimizer, train, evaluate
+        self.evaluate_as, self.loss, self.schedule, self.clip_norm = evaluate_as, loss, schedule, clip_norm
+        self.callbacks = list(callbacks)
+        self.base_lrs = [group.settings["lr"] for group in optimizer.groups]
+        self.epoch = self.batch = 0
+        self.history: list[Row] = []
+        self.stopped: str | None = None
+        self._sums = np.zeros(3)  # of this epoch so far: loss * images, correct, images
+        self._seconds = 0.0
+        self._stop = False
+
+    def stop(self, reason: str) -> None:
+        """End training after the current batch."""
+        self._stop, self.stopped = True, reason
+
+    def fit(self, epochs: int) -> list[Row]:
+        """Train until `epochs` epochs are done in all; returns the history.
+
+        Ctrl-C or SIGTERM ends training after the current batch, in an orderly way (see `stopped`); a second Ctrl-C at
+        once.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        if epochs < 1:
+            raise ShapeError(f"[fit] epochs must be >= 1; got {epochs}")
+        self._stop, self.stopped = False, None
+        with self._orderly_signals():
+            self._call("on_train_begin")
+            while self.epoch < epochs and not self._stop:
+                self._train_epoch()
+            self._call("on_train_end")
+        return self.history
+
+    def _train_epoch(self) -> None:
+        self.model.train()
+        for images, labels in self.train_batches.epoch(self.epoch, start=self.batch):
+            start = time.perf_counter()
+            loss = self._update(images, labels)
+            self.batch += 1
+            self._seconds += time.perf_counter() - start
+            self._call("on_batch_end", loss)
+            if self._stop and self.batch < len(self.train_batches):
+                return
+        start = time.perf_counter()
+        row: Row = {"epoch": self.epoch + 1, "train_loss": self._sums[0] / self._sums[2]}
+        row["train_accuracy"] = self._sums[1] / self._sums[2]
+        if self.evaluate_batches is not None:
+            loss, accuracy = evaluate(self.model, self.evaluate_batches, self.loss)
+            row |= {f"{self.evaluate_as}_loss": loss, f"{self.evaluate_as}_accuracy": accuracy}
+        row["lr"] = self.optimizer.lr
+        row["seconds"] = round(self._seconds + time.perf_counter() - start, 3)
+        self.history.append({k: float(v) if isinstance(v, np.floating) else v for k, v in row.items()})
+        self.epoch, self.batch, self._seconds = self.epoch + 1, 0, 0.0
+        self._sums[:] = 0
+        self._call("on_epoch_end", self.history[-1])
+
+    def _update(self, images: np.ndarray, labels: np.ndarray) -> float:
+        if self.schedule is not None:
+            self.schedule.apply(self.optimizer, self.base_lrs, self.epoch + self.batch / len(self.train_batches))
+        self.optimizer.zero_grad()
+        logits = self.model(_on_device(self.model, images))
+        loss = self.loss(logits, labels)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"[train] the loss must stay finite; got {value} in epoch {self.epoch + 1}, batch {self.batch + 1}, "
+                f"lr {self.optimizer.lr:g}: try a smaller learning rate"
+            )
+        loss.backward()
+        if self.clip_norm is not None:
+            self.optimizer.clip_grad_norm(self.clip_norm)
+        self.optimizer.step()
+        self._sums += (value * len(images), _correct(logits, labels), len(images))
+        return value
+
+    def running(self) -> tuple[float, float]:
+        """(loss, accuracy) over the batches of this epoch so far."""
+        loss, correct, images = self._sums
+        return loss / max(images, 1), correct / max(images, 1)
+
+    def _call(self, event: str, *details: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *details)
+
+    # --- state ----------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """(arrays, JSON-able rest): everything a run needs to go on from here to the same bits."""
+        arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
+        arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        rest = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "history": self.history,
+            "sums": self._sums.tolist(),
+            "seconds": self._seconds,
+            "random": random.get_state(),
+        }
+        return arrays, rest
+
+    def load_state_dict(self, arrays: dict[str, np.ndarray], rest: dict[str, Any]) -> None:
+        """Go to where `state_dict` was; raises `CheckpointError` if it is of another model, optimizer or loader."""
+        from dlgpu.checkpoint import select
+
+        missing = {"epoch", "batch", "history", "sums", "seconds", "random"} - rest.keys()
+        if missing:
+            raise CheckpointError(f"[trainer] not a training state: {sorted(missing)} missing")
+        if rest["batch"] >= len(self.train_batches):
+            raise CheckpointError(
+                f"[trainer] the state must be of a run with as many batches per epoch; "
+                f"got batch {rest['batch']} of {len(self.train_batches)}"
+            )
+        self.model.load_state_dict(select(arrays, "model"))
+        self.optimizer.load_state_dict(select(arrays, "optimizer"))
+        self.epoch, self.batch = rest["epoch"], rest["batch"]
+        self.history, self._seconds = list(rest["history"]), rest["seconds"]
+        self._sums[:] = rest["sums"]
+        random.set_state(*rest["random"])
+
+    @contextmanager
+    def _orderly_signals(self) -> Iterator[None]:
+        """Turn the first SIGINT or SIGTERM into `stop`. Only the main thread may handle signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def handle(number: int, frame: Any) -> None:
+            if self._stop and number == signal.SIGINT:
+                raise KeyboardInterrupt
+            self.stop(signal.Signals(number).name)
+
+        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def evaluate(model: Module, batches: DataLoader, loss: Loss = F.cross_entropy) -> tuple[float, float]:
+    """(mean loss, share of correct classes) over one pass, in evaluation mode; the model's mode is restored."""
+    total = np.zeros(3)
+    for images, labels, logits in predictions(model, batches):
+        total += (float(loss(logits, labels)) * len(images), _correct(logits, labels), len(images))
+    return float(total[0] / total[2]), float(total[1] / total[2])
+
+
+def predictions(model: Module, batches: DataLoader) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:
+    """(images, labels, logits) of each batch, in evaluation mode and without gradients."""
+    training = model.training
+    model.eval()
+    try:
+        for images, labels in batches.epoch(0):
+            with no_grad():
+                logits = model(_on_device(model, images))
+            yield images, labels, logits
+    finally:
+        model.train(training)
+
+
+def _on_device(model: Module, images: np.ndarray) -> Tensor:
+    first = next(iter(model.parameters()), None)
+    if first is None:
+        raise DataError("[train] the model has no parameters")
+    return tensor(images, device=first.device)
+
+
+def _correct(logits: Tensor, labels: np.ndarray) -> int:
+    return int((logits.argmax(1).numpy() == labels).sum())
