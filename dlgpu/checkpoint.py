@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from dlgpu.errors import CheckpointError, TrainingError
+from dlgpu.files import atomic_file
 
 FORMAT = 1
 _KEY = "dlgpu"
@@ -25,26 +25,13 @@ _KEY = "dlgpu"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """Write a file that appears under its name only when it is whole and on the disk.
-
-    Raises:
-        TrainingError: the disk is full or the folder cannot be written; what stood under the name is untouched.
-    """
+    """`atomic_file` for a run's files; raises `TrainingError` if the disk is full or the folder cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
-                yield file  # type: ignore[misc]  # the wrapper is a BinaryIO in all but name
-                file.flush()
-                os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, path)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with atomic_file(path) as file:
+            yield file
     except OSError as error:
         raise TrainingError(
-            f"[write] cannot write {path}: {error.strerror or error}; what was there is kept"
+            f"[write] cannot write {path}; got: {error.strerror or error}. What was there is kept"
         ) from error
 
 

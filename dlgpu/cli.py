@@ -128,7 +128,7 @@ def _fit(run: Run) -> None:
     console.print(f"writing {run.folder}/", end="\n\n")
     if trainer.epoch or trainer.batch:
         console.print(f"continuing after epoch {trainer.epoch}, batch {trainer.batch}")
-    with LiveTable(trainer, config.epochs or 1) as table:
+    with LiveTable(trainer, config.epochs) as table:
         trainer.callbacks.append(table)
         history = run.fit()
     if trainer.stopped in ("SIGINT", "SIGTERM"):
@@ -216,7 +216,6 @@ def evaluate(run: Path, which: str, dataset: str | None, data_root: str | None) 
     from dlgpu.train import predictions
 
     model, config = load_model(run, which)
-    assert config.dataset is not None
     test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
     if len(test.classes) != len(config.classes):
         raise CheckpointError(

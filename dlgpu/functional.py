@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from dlgpu import dtypes, random
+from dlgpu import dtypes, memory_format, random
 from dlgpu.backends.contract import SAVES_OUTPUT, Activation, Algorithm
-from dlgpu.backends.shapes import Padding2d, Size2d, check_rank, check_shape, pair
+from dlgpu.backends.shapes import Padding2d, Size2d, Window2d, check_rank, check_shape, pair
 from dlgpu.errors import DtypeError, ShapeError, UnknownName
 from dlgpu.tensor import Scalar, Tensor, as_tensor
 
@@ -131,14 +131,18 @@ def unfold(
     input: Tensor, kernel_size: Size2d, dilation: Size2d = 1, padding: Padding2d = 0, stride: Size2d = 1
 ) -> Tensor:
     """im2col in PyTorch's arrangement: (N, C, H, W) -> (N, C*R*S, P*Q). See `im2col` for the matrix itself."""
+    window = Window2d.make("unfold", input.shape, kernel_size, stride, padding, dilation)
     columns = im2col(input, kernel_size, stride, padding, dilation)  # (N*P*Q, C*R*S)
-    return columns.reshape(input.shape[0], -1, columns.shape[1]).transpose(1, 2)
+    return columns.reshape(window.N, window.P * window.Q, columns.shape[1]).transpose(1, 2)
 
 
 def im2col(
     input: Tensor, kernel_size: Size2d, stride: Size2d = 1, padding: Padding2d = 0, dilation: Size2d = 1
 ) -> Tensor:
-    """One row per window: (N, C, H, W) -> (N*P*Q, C*R*S), so that a convolution is `im2col(x) @ weight.reshape(K, -1).T`."""
+    """One row per window: (N, C, H, W) -> (N*P*Q, C*R*S).
+
+    A convolution is `im2col(x) @ weight.reshape(K, -1).T`.
+    """
     ops, shape = input.backend, input.shape
     how: dict[str, Any] = dict(kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation)
     y = ops.im2col(input.data, **how)
@@ -336,7 +340,8 @@ def batch_norm(
         return [dx] + [dw] * (w is not None) + [db] * (b is not None)
 
     inputs = _present(input, weight, bias)
-    return Tensor.from_op("batch_norm", y, inputs, backward, saved=_present(input, weight))
+    saved = _present(input, weight, None if training else running_mean)
+    return Tensor.from_op("batch_norm", y, inputs, backward, saved)
 
 
 def group_norm(
@@ -377,8 +382,8 @@ def layer_norm(
         features *= size
     # One group whose "channels" are all normalised elements.
     rows = input.reshape(input.size // max(features, 1), features)
-    flat = [None if p is None else p.reshape(features) for p in (weight, bias)]
-    return group_norm(rows, 1, *flat, eps=eps).reshape(*own)
+    scale, shift = (None if p is None else p.reshape(features) for p in (weight, bias))
+    return group_norm(rows, 1, scale, shift, eps).reshape(*own)
 
 
 def local_response_norm(input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> Tensor:
@@ -419,8 +424,11 @@ def pad(input: Tensor, pad: Sequence[int], value: Scalar = 0) -> Tensor:
             f"[pad] needs pairs of sizes >= 0, at most one pair per axis; got {tuple(pad)} for {input.shape}"
         )
     widths = [(0, 0)] * (input.ndim - len(pad) // 2) + [tuple(pad[i : i + 2]) for i in range(len(pad) - 2, -1, -2)]
-    y = input.backend.xp.pad(input.data, widths, constant_values=value)
+    shape = tuple(before + size + after for (before, after), size in zip(widths, input.shape, strict=True))
     inner = tuple(slice(before, before + size) for (before, _), size in zip(widths, input.shape, strict=True))
+    y = memory_format.empty(input.backend.xp, shape, input.dtype, memory_format.of(input.data))
+    y[...] = value
+    y[inner] = input.data
     return Tensor.from_op("pad", y, [input], lambda g: [g[inner]])
 
 
@@ -455,7 +463,7 @@ def cross_entropy(
         loss,
         [input],
         lambda g: [ops.cross_entropy_grad(g, logits, classes, lse, **how)],
-        saved=[input],
+        saved=[input, target],
     )
     if reduction == "mean":
         counted = int((classes != ignore_index).sum())
@@ -474,7 +482,16 @@ def nll_loss(input: Tensor, target: Any, ignore_index: int = -100, reduction: Lo
     valid = at != ignore_index
     if ((at < 0) | (at >= input.shape[1]))[valid].any():
         raise ShapeError(f"[nll_loss] targets must be in [0, {input.shape[1]}) or {ignore_index}; got one outside")
-    picked = -input[xp.arange(len(at)), xp.where(valid, at, 0)] * Tensor(valid.astype(input.dtype), input.backend)
+    rows = xp.arange(len(at)), xp.where(valid, at, 0)
+    shape, dtype = input.shape, input.dtype
+
+    def backward(g: Any) -> Sequence[Any]:
+        grad = xp.zeros(shape, dtype)
+        grad[rows] = xp.where(valid, -g, 0)
+        return [grad]
+
+    # Chosen, not multiplied by zero: an ignored row may hold infinities.
+    picked = Tensor.from_op("nll_loss", xp.where(valid, -input.data[rows], 0).astype(dtype), [input], backward)
     if reduction == "mean":
         return picked.sum() / _at_least_one("nll_loss", int(valid.sum()))
     return _reduced("nll_loss", picked, reduction)

@@ -6,7 +6,7 @@ Every op returns the format it was given. Works on NumPy and CuPy arrays alike.
 
 from __future__ import annotations
 
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 
@@ -20,7 +20,7 @@ def parse(name: str) -> MemoryFormat:
     """Check a format's name; raises `UnknownName`."""
     if name not in FORMATS:
         raise UnknownName("memory_format", "memory format", name, FORMATS)
-    return cast(MemoryFormat, name)
+    return name
 
 
 def of(*arrays: Any) -> MemoryFormat:

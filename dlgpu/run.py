@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,19 +39,22 @@ AUGMENTATIONS: dict[str, Any] = {
 }
 
 
+MODELS_OWN: Any = None  # stands for the model's default (dlgpu.models.ModelInfo)
+
+
 @dataclass(frozen=True)
 class Config:
-    """Everything a run depends on. What is None is filled in from the model's defaults and the data by `complete`."""
+    """Everything a run depends on. What the data say is filled in by `complete`."""
 
     model: str
-    dataset: str | None = None
+    dataset: str = MODELS_OWN
     data_root: str | None = None
-    epochs: int | None = None
-    batch_size: int | None = None
-    optimizer: str | None = None
-    lr: float | None = None
-    weight_decay: float | None = None
-    schedule: str | None = None
+    epochs: int = MODELS_OWN
+    batch_size: int = MODELS_OWN
+    optimizer: str = MODELS_OWN
+    lr: float = MODELS_OWN
+    weight_decay: float = MODELS_OWN
+    schedule: str = MODELS_OWN
     clip_norm: float | None = None
     augment: tuple[str, ...] = ()
     validation: int = 0
@@ -65,42 +69,39 @@ class Config:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
-    def complete(self) -> tuple[Config, Dataset, Dataset]:
-        """Check every name, load the data, and fill in what was left open -> (config, training data, test data)."""
-        if self.model not in models.MODELS:
-            raise UnknownName("run", "model", self.model, models.MODELS)
-        info = models.MODELS[self.model]
-        defaults = {key: getattr(info, key) for key in _FROM_MODEL if getattr(self, key) is None}
-        config = dataclasses.replace(self, **defaults)
-        for kind, name, known in (
-            ("optimizer", config.optimizer, optim.OPTIMIZERS),
-            ("schedule", config.schedule, optim.SCHEDULES),
-            *(("augmentation", name, AUGMENTATIONS) for name in config.augment),
-        ):
-            if name not in known:
-                raise UnknownName("run", kind, name, known)
+    def __post_init__(self) -> None:
+        _check_known("model", self.model, models.MODELS)
+        for name in ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
+            if getattr(self, name) is MODELS_OWN:
+                object.__setattr__(self, name, getattr(models.MODELS[self.model], name))
+        _check_known("optimizer", self.optimizer, optim.OPTIMIZERS)
+        _check_known("schedule", self.schedule, optim.SCHEDULES)
+        for name in self.augment:
+            _check_known("augmentation", name, AUGMENTATIONS)
         for name in ("epochs", "batch_size", "limit", "patience"):
-            value = getattr(config, name)
+            value = getattr(self, name)
             if value is not None and value < 1:
                 raise ShapeError(f"[run] {name} must be >= 1; got {value}")
-        assert config.dataset is not None
-        train, test = (data.load(config.dataset, train=half, root=config.data_root) for half in (True, False))
-        if config.limit is not None:
-            train, test = train.subset(slice(config.limit)), test.subset(slice(config.limit))
+
+    def complete(self) -> tuple[Config, Dataset, Dataset]:
+        """Load the data and fill in what they say -> (config, training data, test data)."""
+        train, test = (data.load(self.dataset, train=half, root=self.data_root) for half in (True, False))
+        if self.limit is not None:
+            train, test = train.subset(slice(self.limit)), test.subset(slice(self.limit))
         channels, height, width = train.images.shape[1:]
         if height != width:
             raise DataError(f"[run] images must be square; got {height} x {width} in {train.name}")
-        if not 0 <= config.validation < len(train):
-            raise ShapeError(f"[run] validation must leave images to train on; got {config.validation} of {len(train)}")
+        if not 0 <= self.validation < len(train):
+            raise ShapeError(f"[run] validation must leave images to train on; got {self.validation} of {len(train)}")
         mean, std = train.mean_std()
-        facts = dict(
+        facts: dict[str, Any] = dict(
             classes=train.classes,
             in_channels=channels,
             image_size=height,
             mean=tuple(map(float, mean)),
             std=tuple(float(max(s, 1e-3)) for s in std),  # a constant channel must not be divided by zero
         )
-        return dataclasses.replace(config, **facts), train, test  # type: ignore[arg-type]
+        return dataclasses.replace(self, **facts), train, test
 
     def build_model(self) -> Module:
         """The network with fresh weights from the run's seed."""
@@ -116,9 +117,6 @@ class Config:
     def evaluation_batches(self, images: Dataset) -> DataLoader:
         """Batches to evaluate on: no shuffling, no augmentation."""
         return DataLoader(images, EVALUATION_BATCH, transform=self.transform(augment=False))
-
-
-_FROM_MODEL = ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule")
 
 
 class Run(Callback):
@@ -173,11 +171,8 @@ class Run(Callback):
             train, held_out = train.split(len(train) - config.validation, config.seed)
             split = "valid"
         model = config.build_model()
-        assert config.optimizer and config.schedule and config.batch_size and config.epochs
         optimizer = optim.OPTIMIZERS[config.optimizer](
-            model.parameters(),
-            lr=config.lr,
-            weight_decay=config.weight_decay,  # type: ignore[call-arg]  # every registered optimizer takes it
+            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         batches = DataLoader(
             train, config.batch_size, shuffle=True, seed=config.seed, transform=config.transform(augment=True)
@@ -199,7 +194,6 @@ class Run(Callback):
 
     def fit(self) -> list[Row]:
         """Train to the end (or until stopped); returns the history."""
-        assert self.config.epochs
         return self.trainer.fit(self.config.epochs)
 
     def on_train_begin(self, trainer: Trainer) -> None:
@@ -250,8 +244,10 @@ def read_config(folder: str | Path) -> Config:
     if not path.is_file():
         raise CheckpointError(f"[run] the folder must hold a run (config.json); got {folder}")
     try:
-        fields = json.loads(path.read_text())
-        return Config(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+        fields: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()
+        }
+        return Config(**fields)
     except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"[run] {path} is damaged or of another version; got: {error}") from error
 
@@ -274,6 +270,11 @@ def first_filters(model: Module, config: Config) -> np.ndarray | None:
             pixels = (config.in_channels, config.image_size, config.image_size)
             return weights.reshape(-1, *pixels) if weights.shape[1] == int(np.prod(pixels)) else None
     return None
+
+
+def _check_known(kind: str, name: str, known: Collection[str]) -> None:
+    if name not in known:
+        raise UnknownName("run", kind, name, known)
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -355,7 +355,11 @@ class Tensor:
         """Limit to [min, max]; the gradient is zero where a limit acts."""
         xp, x = self.backend.xp, self.data
         y = xp.clip(x, min, max)
-        return Tensor.from_op("clamp", y, [self], lambda g: [xp.where(x == y, g, 0).astype(g.dtype)], saved=[self])
+
+        def backward(g: Any) -> Sequence[Any]:
+            return [xp.where(x == y, g, 0).astype(g.dtype)]
+
+        return Tensor.from_op("clamp", y, [self], backward, saved=[self], saves_output=True)
 
     # --- reductions -----------------------------------------------------------------------------------------------
 
@@ -373,15 +377,16 @@ class Tensor:
             raise ShapeError(f"[mean] there is nothing to average; got shape {self.shape}, dim={dim}")
         return self._reduced("mean", dim, keepdim, 1.0 / count)
 
-    def _reduced(self, kind: Any, dim: int | tuple[int, ...] | None, keepdim: bool, share: float) -> Tensor:
+    def _reduced(self, kind: Any, dim: int | tuple[int, ...] | None, keepdim: bool, share: Scalar) -> Tensor:
         if not dtypes.is_float(self.dtype):
             raise DtypeError(f"[{kind}] needs a floating-point tensor; got {self.dtype}")
         axes, xp, shape = self._axes(kind, dim), self.backend.xp, self.shape
         y = self.backend.reduce(self.data, kind=kind, axis=axes, keepdims=keepdim)
 
         def backward(g: Any) -> Sequence[Any]:
-            g = g if keepdim else xp.expand_dims(g, axes)
-            return [xp.broadcast_to(g * g.dtype.type(share), shape)]
+            wide = g.astype(dtypes.accumulator(g.dtype)) * share  # in float16 a small share alone would lose its digits
+            wide = wide.astype(g.dtype)
+            return [xp.broadcast_to(wide if keepdim else xp.expand_dims(wide, axes), shape)]
 
         return Tensor.from_op(kind, y, [self], backward)
 
@@ -461,6 +466,8 @@ class Tensor:
 
     def unsqueeze(self, dim: int) -> Tensor:
         """Insert an axis of size 1."""
+        if not -self.ndim - 1 <= dim <= self.ndim:
+            raise ShapeError(f"[unsqueeze] dim must be in [{-self.ndim - 1}, {self.ndim}]; got {dim}")
         at = dim % (self.ndim + 1)
         return self.reshape(*self.shape[:at], 1, *self.shape[at:])
 
@@ -479,9 +486,11 @@ class Tensor:
                 out[at] = g
             return [out]
 
-        parts = at if isinstance(at, tuple) else (at,)
-        advanced = any(not (part is None or part is Ellipsis or isinstance(part, slice | int)) for part in parts)
-        return Tensor.from_op("getitem", data, [self], backward, view_of=None if advanced else self)
+        parts = index if isinstance(index, tuple) else (index,)
+        basic = (slice, int, np.integer)
+        advanced = any(not (part is None or part is Ellipsis or isinstance(part, basic)) for part in parts)
+        tensors = [part for part in parts if isinstance(part, Tensor)]
+        return Tensor.from_op("getitem", data, [self], backward, saved=tensors, view_of=None if advanced else self)
 
 
 def _plain(index: Any) -> Any:
@@ -507,9 +516,9 @@ def _elementwise(name: str, data: Any, a: Tensor, b: Tensor, rule: Any, saved: b
 def _summed_back(grad: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
     """Undo broadcasting: sum over the axes that were stretched."""
     if grad.shape != shape:
-        grad = grad.sum(axis=tuple(range(grad.ndim - len(shape))))
-        stretched = tuple(i for i, size in enumerate(shape) if size == 1 and grad.shape[i] != 1)
-        grad = grad.sum(axis=stretched, keepdims=True) if stretched else grad
+        new = grad.ndim - len(shape)
+        stretched = (new + i for i, size in enumerate(shape) if size == 1 and grad.shape[new + i] != 1)
+        grad = grad.sum(axis=(*range(new), *stretched), dtype=dtypes.accumulator(grad.dtype)).reshape(shape)
     return grad.astype(dtype, copy=False)
 
 
@@ -526,11 +535,14 @@ def as_tensor(value: Any, like: Tensor) -> Tensor:
     if isinstance(value, Tensor):
         if value.backend is not like.backend:
             raise ShapeError(
-                f"[tensor] tensors must live on one device; got {like.device!r} and {value.device!r}: move one with .to()"
+                f"[tensor] tensors must live on one device; got {like.device!r} and {value.device!r}: "
+                "move one with .to()"
             )
         return value
     if isinstance(value, bool | int | float):
-        dtype = like.dtype if dtypes.is_float(like.dtype) or isinstance(value, int) else dtypes.float32
+        # A float beside integers is float32; an int beside booleans counts.
+        whole = dtypes.float32 if isinstance(value, float) else np.result_type(like.dtype, value)
+        dtype = like.dtype if dtypes.is_float(like.dtype) else whole
         return Tensor(like.backend.xp.asarray(value, dtype), like.backend)
     return Tensor(like.backend.xp.asarray(value), like.backend)
 
@@ -540,13 +552,16 @@ def tensor(data: Any, dtype: Any = None, device: str = "cpu", requires_grad: boo
     backend = backends.get(device)
     if isinstance(data, Tensor):
         data = data.numpy()
-    array = backend.xp.array(data)
+    try:
+        array = backend.xp.array(data)
+    except ValueError:  # ragged
+        array = np.empty(0, object)
+    if not (dtypes.is_float(array.dtype) or array.dtype.kind in "biu"):
+        raise DtypeError(f"[tensor] data must be numbers in a rectangular shape; got {type(data).__name__}")
     if dtype is not None:
         array = array.astype(dtypes.parse(dtype), copy=False)
     elif array.dtype == np.float64 and not hasattr(data, "dtype"):
         array = array.astype(dtypes.float32)
-    if array.dtype == object:
-        raise DtypeError(f"[tensor] data must be numbers in a rectangular shape; got {type(data).__name__}")
     return Tensor(array, backend, requires_grad)
 
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlgpu.data.download import atomic_file
 from dlgpu.dtypes import is_float
 from dlgpu.errors import DtypeError, ShapeError
+from dlgpu.files import atomic_file
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,7 @@ __all__ = ["confusion", "curves", "filters", "image_grid"]
 
 DPI = 150
 MARGIN = 24  # picture pixels around everything
+LINE = 1.5  # the height of a line of text, in font sizes
 INK, FAINT = "#222222", "#999999"
 EDGE = (0.27, 0.47, 0.67)  # round a filter: a colour that neither a grey filter nor the white paper has
 
@@ -43,8 +44,8 @@ def curves(history: Sequence[Mapping[str, float]], path: str | os.PathLike[str],
 
     Each row of `history` has `epoch` and any of `{split}_loss` and `{split}_accuracy` (a fraction, 0..1) for the splits
     train, valid and test; other keys are ignored. A value that is missing, None or not finite is left out, and the line
-    goes on to the next one. The loss axis is logarithmic where the losses span more than a factor of 10. Raises `ShapeError` for an empty history, a row without
-    an epoch, or rows without a single loss or accuracy.
+    goes on to the next one. The loss axis is logarithmic where the losses span more than a factor of 10. Raises
+    `ShapeError` for an empty history, a row without an epoch, or rows without a single loss or accuracy.
     """
     if not len(history):
         raise ShapeError("[viz.curves] history must have at least one row; got none")
@@ -59,11 +60,11 @@ def curves(history: Sequence[Mapping[str, float]], path: str | os.PathLike[str],
         )
 
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-    figure = Figure(figsize=(11, 4.4), dpi=DPI, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.08, wspace=0.04)  # type: ignore[union-attr]
+    figure = Figure(figsize=(11, 4.4), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.08))
     left, right = figure.subplots(1, 2)
 
     for axes, series, label in (left, losses, "loss"), (right, percents, "accuracy (%)"):
@@ -126,7 +127,7 @@ def filters(before: np.ndarray, after: np.ndarray, path: str | os.PathLike[str],
         raise DtypeError(f"[viz.filters] weights must be floating-point; got {before.dtype} and {after.dtype}")
     K, C, R, S = before.shape
     shown = min(K, 64)
-    note = f"{shown} filters of {R}×{S}" if shown == K else f"the first {shown} of {K} filters of {R}×{S}"
+    note = f"{R}×{S} filters: " + (f"all {K}" if shown == K else f"the first {shown} of {K}")
     if C not in (1, 3):
         note += f", mean over {C} channels"
 
@@ -140,7 +141,7 @@ def filters(before: np.ndarray, after: np.ndarray, path: str | os.PathLike[str],
         framed[:] = EDGE
         framed[:, 1:-1, 1:-1] = tiles
         mosaics.append(_mosaic(framed, columns, framed.shape[1] + 4, framed.shape[2] + 4))
-        heads.append(f"{name}\n{low:.3g} .. {high:.3g}")
+        heads.append(f"{name}\nweights {low:#.3g} to {high:#.3g}".replace("-", "\N{MINUS SIGN}"))
 
     height, width = mosaics[0].shape[:2]
     pitch = max(width, *(_text_size(head, 11)[0] for head in heads)) + MARGIN
@@ -172,9 +173,11 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
 
     from matplotlib.colors import PowerNorm
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1e-300)  # an absent class has a row of zeros
-    cells = [[f"{count:.6g}" for count in row] for row in counts]
+    totals = counts.sum(axis=1, keepdims=True)
+    share = counts / np.where(totals > 0, totals, 1)
+    cells = [[f"{count:.0f}" if count.is_integer() else f"{count:.3g}" for count in row] for row in counts.tolist()]
     digits = max(len(cell) for row in cells for cell in row)
     # Inches a class takes: room for the widest count, or, without counts, for the class name's height.
     pitch = max(0.45, 0.095 * digits) if K <= 20 else max(0.13, 9 / K)
@@ -185,11 +188,11 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
     name_inches = max(_text_size(name, font)[0] for name in names) / DPI
     upright = name_inches > 0.9 * pitch * step
 
+    # The paper is the square plus what stands round it, else the layout would leave blank bands.
     side = max(2.6, K * pitch)
-    size = side + name_inches + 1.7, side + (name_inches if upright else 0.2) + 1.1
-    figure = Figure(
-        figsize=(max(size[0], _text_size(title, 13)[0] / DPI + 0.4), size[1]), dpi=DPI, layout="constrained"
-    )
+    width = max(side + name_inches + 1.5, _text_size(title, 13)[0] / DPI + 0.4)
+    height = side + (name_inches if upright else 0.15) + (0.85 if title else 0.5)
+    figure = Figure(figsize=(width, height), dpi=DPI, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
     axes = figure.subplots()
     picture = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 1), interpolation="nearest")
     axes.set_xticks(range(0, K, step), names, fontsize=font, parse_math=False, rotation=90 if upright else 0)
@@ -204,10 +207,10 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
             color = "white" if dark else INK if counts[row, column] else FAINT
             axes.text(column, row, cells[row][column], ha="center", va="center", fontsize=8.5, color=color)
     ticks = [0, 0.01, 0.05, 0.2, 0.5, 1]
-    bar = figure.colorbar(picture, ax=axes, ticks=ticks, shrink=0.9, aspect=25, pad=0.02)
+    bar = figure.colorbar(picture, ax=axes, ticks=ticks, aspect=side / 0.16, fraction=0.16 / side, pad=0.01)
     bar.ax.set_yticklabels([f"{tick:.0%}" for tick in ticks])
     bar.set_label("share of the true class")
-    bar.outline.set_visible(False)  # type: ignore[operator]  # the stubs take it for an Artist class
+    bar.outline.set_visible(False)
     if title:
         figure.suptitle(title, fontsize=13, parse_math=False)
     _save(figure, path)
@@ -232,7 +235,9 @@ def image_grid(
     if images.dtype != np.uint8 and not is_float(images.dtype):
         raise DtypeError(f"[viz.image_grid] images must be uint8 or floating-point; got {images.dtype}")
     if captions is not None and len(captions) != len(images):
-        raise ShapeError(f"[viz.image_grid] there must be one caption for each image; got {len(captions)}")
+        raise ShapeError(
+            f"[viz.image_grid] there must be one caption for each of the {len(images)} images; got {len(captions)}"
+        )
     if columns < 1:
         raise ShapeError(f"[viz.image_grid] columns must be at least 1; got {columns}")
 
@@ -291,7 +296,9 @@ def _label_last(axes: Axes, series: Mapping[str, np.ndarray], text: Callable[[fl
     shift = (sum(heights) - sum(height for height, _ in wanted)) / len(heights)
     for height, (_, split) in zip(heights, wanted, strict=True):
         label = text(last[split])
-        axes.text(1.01, height - shift, label, transform=axes.transAxes, va="center", color=SPLITS[split]["color"])
+        axes.text(
+            1.01, height - shift, label, transform=axes.transAxes, va="center_baseline", color=SPLITS[split]["color"]
+        )
 
 
 def _columns(n: int) -> int:
@@ -302,7 +309,8 @@ def _columns(n: int) -> int:
 
 def _unit(weights: np.ndarray) -> tuple[np.ndarray, float, float]:
     """Weights (K, C, R, S) -> maps in 0..1 of one or three channels, and the weights that 0 and 1 stand for."""
-    maps = weights if weights.shape[1] in (1, 3) else weights.mean(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):  # inf - inf, in a run that diverged
+        maps = weights if weights.shape[1] in (1, 3) else weights.mean(axis=1, keepdims=True)
     known = maps[np.isfinite(maps)]
     low, high = (float(known.min()), float(known.max())) if known.size else (0.0, 0.0)
     maps = np.where(np.isfinite(maps), maps, low)
@@ -346,8 +354,10 @@ def _text(figure: Figure, x: float, y: float, text: str, size: float) -> None:
     """Text whose top centre is at a picture pixel; `$` is a dollar sign."""
     from matplotlib.transforms import IdentityTransform
 
-    style = dict(ha="center", va="top", color=INK, linespacing=1.3, parse_math=False)
-    figure.text(x, y, text, fontsize=size, transform=IdentityTransform(), **style)
+    for i, line in enumerate(text.split("\n")):
+        baseline = round(y - (1 + LINE * i) * size * DPI / 72)  # by hand: Matplotlib's lines jitter with their letters
+        place = dict(ha="center", va="baseline", transform=IdentityTransform())
+        figure.text(x, baseline, line, fontsize=size, color=INK, parse_math=False, **place)  # type: ignore[arg-type]
 
 
 def _text_size(text: str, size: float) -> tuple[int, int]:
@@ -357,7 +367,7 @@ def _text_size(text: str, size: float) -> tuple[int, int]:
 
     font, lines, pixels = FontProperties(size=size), text.split("\n"), DPI / 72
     width = max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines)
-    return math.ceil(width * pixels), math.ceil(1.5 * size * len(lines) * pixels)
+    return math.ceil(width * pixels), math.ceil(LINE * size * len(lines) * pixels)
 
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> None:

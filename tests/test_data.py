@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlgpu import files
 from dlgpu.data import (
     DATASETS,
     Compose,
@@ -31,7 +32,6 @@ from dlgpu.data import (
     RandomShift,
     cifar,
     cifar10,
-    download,
     fashion_mnist,
     image_folder,
     load,
@@ -306,7 +306,7 @@ def test_atomic_file_keeps_the_old_content_on_error(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def interrupted() -> None:
-        with download.atomic_file(path) as file:
+        with files.atomic_file(path) as file:
             file.write(b"half of the new")
             raise KeyboardInterrupt
 

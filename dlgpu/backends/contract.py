@@ -130,7 +130,10 @@ class Contract(Protocol):
         groups: int = 1,
         algorithm: Algorithm = "auto",
     ) -> Array:
-        """Cross-correlation (N, C, H, W) with (K, C/G, R, S) -> (N, K, P, Q); P = (H + padding - dilation*(R-1) - 1) / stride + 1."""
+        """Cross-correlation (N, C, H, W) with (K, C/G, R, S) -> (N, K, P, Q).
+
+        P = (H + padding - dilation * (R - 1) - 1) / stride + 1, likewise Q.
+        """
         ...
 
     def conv2d_grad_input(
@@ -262,7 +265,7 @@ class Contract(Protocol):
         momentum: float = 0.1,
         eps: float = 1e-5,
     ) -> tuple[Array, Array, Array]:
-        """Normalise each channel of (N, C, ...) over the batch -> (y, mean, rstd), rstd = 1 / sqrt(var + eps), var biased.
+        """Normalise each channel of (N, C, ...) over the batch -> (y, mean, rstd); rstd = 1 / sqrt(biased var + eps).
 
         Changes the running statistics in place: running += momentum * (batch - running), with the unbiased variance.
         One value per channel (nothing to normalise over) raises `ShapeError`.
@@ -278,13 +281,16 @@ class Contract(Protocol):
     def batch_norm_grad(
         self, grad_output: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, training: bool = True
     ) -> tuple[Array, Array, Array]:
-        """-> (grad_input, grad_weight, grad_bias). With `training=False` mean and rstd are constants, not functions of x."""
+        """-> (grad_input, grad_weight, grad_bias). With `training=False` mean and rstd are constants."""
         ...
 
     def group_norm(
         self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float = 1e-5
     ) -> tuple[Array, Array, Array]:
-        """Normalise each sample's groups of channels -> (y, mean (N, G), rstd (N, G)). 1 group: layer norm; C: instance norm."""
+        """Normalise each sample's groups of channels -> (y, mean (N, G), rstd (N, G)).
+
+        One group is layer norm, C groups are instance norm.
+        """
         ...
 
     def group_norm_grad(
@@ -296,7 +302,7 @@ class Contract(Protocol):
     def local_response_norm(
         self, x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
     ) -> tuple[Array, Array]:
-        """y = x / scale^beta, scale = k + alpha / size * (sum of squares over `size` neighbouring channels) -> (y, scale in acc).
+        """x / scale^beta -> (y, scale in acc); scale = k + alpha / size * sum of squares over `size` channels.
 
         Krizhevsky et al. 2012, section 3.3, with PyTorch's division of alpha by size. Channel c sees
         [c - size // 2, c + (size - 1) // 2].
@@ -312,7 +318,7 @@ class Contract(Protocol):
     # --- activations, softmax, loss, dropout ----------------------------------------------------------------------
 
     def activation(self, x: Array, *, kind: Activation, alpha: float = 0.01) -> Array:
-        """Elementwise. `alpha` is the negative slope of leaky_relu and the scale of elu; gelu is the exact (erf) form."""
+        """Elementwise. `alpha`: the negative slope of leaky_relu, the scale of elu. gelu is the exact (erf) form."""
         ...
 
     def activation_grad(self, grad_output: Array, saved: Array, *, kind: Activation, alpha: float = 0.01) -> Array:
@@ -425,8 +431,11 @@ class Contract(Protocol):
         weight_decay: float = 0.0,
         decoupled: bool = False,
     ) -> None:
-        """Kingma and Ba 2015, with bias correction; `step` counts from 1. `decoupled`: AdamW (Loshchilov and Hutter 2019),
-        param -= lr * weight_decay * param beside the step instead of the decay inside the gradient."""
+        """Kingma and Ba 2015, with bias correction; `step` counts from 1.
+
+        `decoupled` is AdamW (Loshchilov and Hutter 2019): param -= lr * weight_decay * param beside the step, instead
+        of the decay inside the gradient.
+        """
         ...
 
     # --- movement -------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ Sides = tuple[tuple[int, int], tuple[int, int]]
 
 def pair(op: str, name: str, value: Size2d, least: int) -> tuple[int, int]:
     """`3` or `(3, 5)` -> a pair of ints, each at least `least`."""
-    values = (value, value) if _is_int(value) else value
+    values: Any = (value, value) if _is_int(value) else value
     if not isinstance(values, Sequence) or len(values) != 2 or not all(_is_int(v) and v >= least for v in values):
         raise ShapeError(f"[{op}] {name} must be an int or a pair of ints, each >= {least}; got {value!r}")
     return int(values[0]), int(values[1])
@@ -45,9 +45,10 @@ def sides(
             raise ShapeError(f"[{op}] padding='same' needs stride 1; got stride {stride}")
         total = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
         return (total[0] // 2, total[0] - total[0] // 2), (total[1] // 2, total[1] - total[1] // 2)
-    if isinstance(padding, Sequence) and len(padding) == 2 and all(isinstance(side, Sequence) for side in padding):
-        return pair(op, "padding (top, bottom)", padding[0], 0), pair(op, "padding (left, right)", padding[1], 0)
-    vertical, horizontal = pair(op, "padding", padding, 0)
+    each: Any = padding  # not "same" or "valid"
+    if isinstance(each, Sequence) and len(each) == 2 and all(isinstance(side, Sequence) for side in each):
+        return pair(op, "padding (top, bottom)", each[0], 0), pair(op, "padding (left, right)", each[1], 0)
+    vertical, horizontal = pair(op, "padding", each, 0)
     return (vertical, vertical), (horizontal, horizontal)
 
 
@@ -67,7 +68,7 @@ def check_shape(op: str, name: str, got: Sequence[int], expected: Sequence[int])
 def axes(op: str, shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[int, ...]:
     """An axis, several, or None for all of them -> the axes counted from the front, each once."""
     ndim = len(shape)
-    given = tuple(range(ndim)) if axis is None else (axis,) if _is_int(axis) else tuple(axis)
+    given = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
     if not all(_is_int(a) and -ndim <= a < ndim for a in given) or len({a % ndim for a in given}) != len(given):
         raise ShapeError(f"[{op}] axis must name different axes of an array of shape {tuple(shape)}; got {axis!r}")
     return tuple(a % ndim for a in given)
@@ -221,7 +222,7 @@ def conv_transpose(
         raise ShapeError(f"[{op}] groups must divide the input channels; got groups={groups!r}, C={C}")
     strides, dilations = pair(op, "stride", stride, 1), pair(op, "dilation", dilation, 1)
     extra = pair(op, "output_padding", output_padding, 0)
-    pads = sides(op, padding, tuple(weight_shape[2:]), strides, dilations)
+    pads = sides(op, padding, (weight_shape[2], weight_shape[3]), strides, dilations)
     sizes = []
     for axis, size in enumerate((H, W)):
         if extra[axis] >= strides[axis]:  # else the forward convolution of that output would give more than H x W
@@ -294,7 +295,8 @@ class Gemm:
         """Check two matrices (or two batches of them); raises `ShapeError` naming `op`."""
         if len(a_shape) != len(b_shape) or len(a_shape) not in (2, 3):
             raise ShapeError(
-                f"[{op}] a and b must both be matrices, or both batches of them; got {tuple(a_shape)} and {tuple(b_shape)}"
+                f"[{op}] a and b must both be matrices, or both batches of them; "
+                f"got {tuple(a_shape)} and {tuple(b_shape)}"
             )
         batches = [tuple(shape[:-2]) for shape in (a_shape, b_shape)]
         M, K = (a_shape[-1], a_shape[-2]) if transpose_a else a_shape[-2:]
@@ -324,7 +326,8 @@ class Linear:
         K, C = weight_shape
         if not input_shape or input_shape[-1] != C:
             raise ShapeError(
-                f"[{op}] the last axis of the input must have {C} features, as the weight; got input {tuple(input_shape)}, "
+                f"[{op}] the last axis of the input must have {C} features, as the weight; "
+                f"got input {tuple(input_shape)}, "
                 f"weight {tuple(weight_shape)}"
             )
         if bias_shape is not None:

@@ -11,7 +11,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from dlgpu.data.dataset import Dataset
-from dlgpu.data.download import atomic_file, check_sum, download, find_folder
+from dlgpu.data.download import check_sum, download, find_folder
+from dlgpu.files import atomic_file
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 URL_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO
 
 from dlgpu.errors import DataError
+from dlgpu.files import atomic_file
 
 
 def find_folder(
@@ -68,17 +66,3 @@ def check_sum(source: str | Path, got: str, expected: str, advice: str) -> None:
     """Raise DataError, which names `source` and ends in `advice`, unless the two hexadecimal sums agree."""
     if got != expected:
         raise DataError(f"[data] the checksum of {source} must be {expected}; got {got}. {advice}")
-
-
-@contextmanager
-def atomic_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file beside `path`, which takes that name only if the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, part = tempfile.mkstemp(dir=path.parent, prefix=f"{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:  # Ctrl-C too must not leave half a file behind
-        os.unlink(part)
-        raise

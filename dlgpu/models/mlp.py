@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dlgpu import nn
 from dlgpu.nn.module import check_positive
@@ -18,7 +19,7 @@ def mlp(
     check_positive("mlp", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
     sizes = [in_channels * image_size * image_size, *hidden, num_classes]
     layers: list[nn.Module] = [nn.Flatten()]
-    for index, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
         if index:
             layers.append(nn.ReLU())
         layer = nn.Linear(inputs, outputs)

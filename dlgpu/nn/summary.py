@@ -1,4 +1,4 @@
-"""The layer table of a network: output shapes, parameters and floating-point operations, measured by running it once."""
+"""The layer table of a network: output shapes, parameters and floating-point operations, by running it once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class LayerRow:
 
 
 def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
-    """Run `model` in evaluation mode on zeros of `input_shape` (N, C, H, W) and note each layer that has no layers inside."""
+    """Run `model` in evaluation mode on zeros of `input_shape` (N, C, H, W) and note its innermost layers."""
     rows: list[LayerRow] = []
     leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
     training = {module: module.training for module in model.modules()}

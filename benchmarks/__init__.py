@@ -1,0 +1,1 @@
+"""Programs that measure dlgpu; results land under benchmarks/results/."""

@@ -1,0 +1,1 @@
+"""What dlgpu is compared with."""
