@@ -131,6 +131,8 @@ def _falling(start: Node) -> list[Node]:
 
 def accumulate(leaf: Tensor, grad: Any) -> None:
     """Add `grad` to the leaf's gradient, in the arena that an optimizer made for it, if one did."""
+    from dlgpu.tensor import Tensor
+
     if leaf.grad is not None:
         leaf.grad.data += grad
     else:
@@ -138,4 +140,4 @@ def accumulate(leaf: Tensor, grad: Any) -> None:
         if home is None:
             home = leaf.backend.xp.empty_like(leaf.data)
         home[...] = grad
-        leaf.grad = type(leaf)(home, leaf.backend)
+        leaf.grad = Tensor(home, leaf.backend)  # a plain one, also for a Parameter

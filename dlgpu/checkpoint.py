@@ -43,15 +43,10 @@ def save(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray], info: M
     """
     from safetensors.numpy import save as to_bytes
 
-    arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    header = {
-        "format": FORMAT,
-        "info": dict(info),
-        # safetensors notices a truncated file but not a flipped bit
-        "crc32": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
-    }
+    arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
+    header = {"format": FORMAT, "info": info, "crc32": _checksums(arrays, info)}
     with replacing(Path(path)) as file:
-        file.write(to_bytes(dict(arrays), metadata={_KEY: json.dumps(header)}))
+        file.write(to_bytes(arrays, metadata={_KEY: json.dumps(header)}))
 
 
 def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -63,7 +58,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
-        raise CheckpointError(f"[checkpoint] there must be a checkpoint file; got {path}, which does not exist")
+        raise CheckpointError(f"[checkpoint] there must be a checkpoint file; got none at {path}")
     try:
         with safe_open(path, framework="numpy") as file:
             header = json.loads((file.metadata() or {}).get(_KEY, "null"))
@@ -76,10 +71,18 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
         )
     if header.get("format") != FORMAT:
         raise CheckpointError(f"[checkpoint] this version reads format {FORMAT}; got {header.get('format')} in {path}")
-    for name, array in arrays.items():
-        if zlib.crc32(array.tobytes()) != header["crc32"].get(name):
-            raise CheckpointError(f"[checkpoint] {path} is damaged; got a wrong checksum for {name!r}")
-    return arrays, header["info"]
+    info: dict[str, Any] = header.get("info") or {}
+    if header.get("crc32") != _checksums(arrays, info):
+        raise CheckpointError(f"[checkpoint] {path} is damaged; got contents that do not fit their checksums")
+    return arrays, info
+
+
+def _checksums(arrays: Mapping[str, np.ndarray], info: Any) -> dict[str, Any]:
+    """Of everything in a file: safetensors notices that it is truncated, but not a flipped bit."""
+    return {
+        "info": zlib.crc32(json.dumps(info).encode()),
+        "arrays": {name: zlib.crc32(array.tobytes()) for name, array in arrays.items()},
+    }
 
 
 def select(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

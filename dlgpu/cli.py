@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,7 +23,8 @@ from dlgpu.errors import CheckpointError, DlgpuError, ShapeError
 from dlgpu.run import AUGMENTATIONS, Config, Run, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
 
-console = Console(highlight=False, markup=False)
+# Lines are never broken; tables fit the terminal, or a wide page where there is none.
+console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -86,7 +88,7 @@ def train(
         run = Run.resume(resume, settings["epochs"])
     else:
         if model is None:
-            raise ShapeError("[train] needs a MODEL or --resume FOLDER; see `dlgpu models`")
+            raise ShapeError("[train] there must be a MODEL or --resume FOLDER (see `dlgpu models`); got neither")
         names = tuple(name.strip() for name in augment.split(",") if name.strip())
         config = Config(model=model, augment=names, device=_device(device), **settings)
         run = Run.create(folder or _free_folder(model), config)
@@ -122,12 +124,13 @@ def _fit(run: Run) -> None:
     config, trainer = run.config, run.trainer
     parameters = sum(p.size for p in trainer.model.parameters())
     console.print(
-        f"{config.model}: {parameters:,} parameters, {config.dataset}: {len(trainer.train_batches.dataset):,} images, "
+        f"{config.model}: {parameters:,} parameters, {config.dataset}: {len(trainer.train_batches.dataset):,} images\n"
         f"{config.optimizer} lr {config.lr:g}, batch {config.batch_size}, {config.device}, seed {config.seed}"
     )
-    console.print(f"writing {run.folder}/", end="\n\n")
     if trainer.epoch or trainer.batch:
-        console.print(f"continuing after epoch {trainer.epoch}, batch {trainer.batch}")
+        console.print(f"continuing {run.folder}/ after epoch {trainer.epoch}, batch {trainer.batch}\n")
+    else:
+        console.print(f"writing {run.folder}/\n")
     with LiveTable(trainer, config.epochs) as table:
         trainer.callbacks.append(table)
         history = run.fit()
@@ -152,10 +155,9 @@ class LiveTable(Callback):
 
     def __init__(self, trainer: Trainer, epochs: int) -> None:
         self.epochs, self.split = epochs, trainer.evaluate_as
-        self.images = len(trainer.train_batches.dataset)
         self.progress = Progress(
             TextColumn("epoch {task.fields[epoch]}"),
-            BarColumn(bar_width=30),
+            BarColumn(bar_width=18),  # the line fits 80 columns
             TextColumn(
                 "{task.percentage:>3.0f} %  {task.fields[speed]:,.0f} images/s  loss {task.fields[loss]:.4f}  left"
             ),
@@ -179,7 +181,7 @@ class LiveTable(Callback):
         )
         self.progress.update(self.task, completed=trainer.epoch * batches + trainer.batch)
         split = self.split
-        console.print(f"epoch   train loss  accuracy   {split:>5} loss  accuracy      lr     images/s", style="bold")
+        console.print(f"epoch   train loss  accuracy   {split:>5} loss  accuracy        lr  seconds", style="bold")
 
     def _label(self, trainer: Trainer) -> str:
         return f"{min(trainer.epoch + 1, self.epochs)}/{self.epochs}"
@@ -191,10 +193,14 @@ class LiveTable(Callback):
 
     def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
         console.print(
-            f"{row['epoch']:>5}   {row['train_loss']:>10.4f}  {row['train_accuracy']:>8.2%}   "
-            f"{row[self.split + '_loss']:>10.4f}  {row[self.split + '_accuracy']:>8.2%}  {row['lr']:>8.2g}  "
-            f"{self.images / max(row['seconds'], 1e-9):>9,.0f}"
+            f"{row['epoch']:>5}   {_loss(row['train_loss'])}  {row['train_accuracy']:>8.2%}   "
+            f"{_loss(row[self.split + '_loss'])}  {row[self.split + '_accuracy']:>8.2%}  {row['lr']:>8.2g}  "
+            f"{row['seconds']:>7.2f}"
         )
+
+
+def _loss(value: float) -> str:
+    return f"{value:>10.4f}" if value < 1e5 else f"{value:>10.3g}"  # a run that diverges keeps its columns
 
 
 # --- eval, predict ------------------------------------------------------------------------------------------------
@@ -313,10 +319,14 @@ def list_models(name: str | None, **sizes: int | None) -> None:
 
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; errors a user can cause become one line and exit code 2."""
+    warnings.simplefilter("ignore", RuntimeWarning)  # overflows of a run that diverges: the trainer reports its loss
     try:
         cli.main(arguments, prog_name="dlgpu", standalone_mode=False)
     except DlgpuError as error:
         click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except OSError as error:  # a full disk, a forbidden file
+        click.echo(f"error: [dlgpu] files must be readable and writable; got {error}", err=True)
         sys.exit(2)
     except click.ClickException as error:
         error.show()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from dlgpu import dtypes, memory_format, random
 from dlgpu.backends.contract import SAVES_OUTPUT, Activation, Algorithm
-from dlgpu.backends.shapes import Padding2d, Size2d, Window2d, check_rank, check_shape, pair
+from dlgpu.backends.shapes import Padding2d, Size2d, Window2d, check_probability, check_rank, check_shape, pair
 from dlgpu.errors import DtypeError, ShapeError, UnknownName
 from dlgpu.tensor import Scalar, Tensor, as_tensor
 
@@ -404,8 +404,7 @@ def dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
 
     The mask follows `dlgpu.manual_seed`. Srivastava et al. 2014.
     """
-    if not 0 <= p <= 1:
-        raise ShapeError(f"[dropout] p must be in [0, 1]; got {p}")
+    check_probability("dropout", p)
     if not training or p == 0:
         return input
     ops = input.backend

@@ -22,7 +22,7 @@ import numpy as np
 
 from dlgpu import checkpoint, data, models, optim, random
 from dlgpu.data import DataLoader, Dataset
-from dlgpu.errors import CheckpointError, DataError, ShapeError, UnknownName
+from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError, UnknownName
 from dlgpu.nn import Module
 from dlgpu.train import Callback, EarlyStopping, Row, Trainer
 
@@ -154,7 +154,11 @@ class Run(Callback):
         config = read_config(folder)
         if epochs is not None:
             config = dataclasses.replace(config, epochs=epochs)
-        _, train, test = config.complete()
+        completed, train, test = config.complete()
+        if completed != config:
+            raise CheckpointError(
+                f"[run] the data must be those that the run began with; got others in {config.dataset}"
+            )
         run = Run._assemble(folder, config, train, test)
         if (folder / "last.safetensors").exists():  # else it was killed before its first checkpoint: start over
             arrays, rest = checkpoint.load(folder / "last.safetensors")
@@ -216,6 +220,12 @@ class Run(Callback):
 
     def _save(self, name: str) -> None:
         arrays, rest = self.trainer.state_dict()
+        for key, array in arrays.items():  # a loss is looked at before its update, so the newest one may be the bad one
+            if not np.isfinite(array).all():
+                raise TrainingError(
+                    f"[run] weights must stay finite; got inf or NaN in {key}: try a smaller learning rate. "
+                    "The checkpoint before is kept"
+                )
         checkpoint.save(self.folder / f"{name}.safetensors", arrays, rest)
         self._saved = time.monotonic()
 
@@ -248,7 +258,7 @@ def read_config(folder: str | Path) -> Config:
             k: tuple(v) if isinstance(v, list) else v for k, v in json.loads(path.read_text()).items()
         }
         return Config(**fields)
-    except (ValueError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(f"[run] {path} is damaged or of another version; got: {error}") from error
 
 

@@ -136,6 +136,13 @@ class Tensor:
         """The values as a NumPy array: a view on the CPU, a copy from a GPU."""
         return self.data if isinstance(self.data, np.ndarray) else self.data.get()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        """A leaf with its own memory on the same backend; gradients and the past are not copied."""
+        out = object.__new__(type(self))
+        Tensor.__init__(out, self.data.copy(), self.backend, self.requires_grad)
+        memo[id(self)] = out
+        return out
+
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 

@@ -12,7 +12,9 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from functools import cache
+from contextvars import copy_context
+from functools import cache, cached_property
+from threading import Lock
 
 from dlgpu.errors import ShapeError
 
@@ -26,7 +28,7 @@ def num_threads() -> int:
     text = os.environ.get("DLGPU_NUM_THREADS", "")
     if not text:
         return _processors()
-    if not text.isdigit() or int(text) < 1:
+    if not text.isdecimal() or int(text) < 1:
         raise ShapeError(f"[threads] DLGPU_NUM_THREADS must be an integer >= 1; got {text!r}")
     return int(text)
 
@@ -41,25 +43,24 @@ def set_num_threads(count: int | None) -> None:
 
 def parallel(work: Callable[[int], None], count: int) -> None:
     """Call work(0) ... work(count - 1), in any order, on up to `num_threads()` threads; the caller is one of them."""
-    helpers = min(num_threads(), count) - 1
-    with one_blas_thread():
-        if helpers < 1:
-            for i in range(count):
-                work(i)
-            return
-        tickets = iter(range(count))  # next() on it is atomic under the interpreter lock
+    tickets = iter(range(count))  # next() on it is atomic under the interpreter lock
 
-        def serve() -> None:
+    def serve() -> None:
+        with one_blas_thread():
             for i in tickets:
                 work(i)
 
-        futures = [_pool().submit(serve) for _ in range(helpers)]
-        try:
-            serve()
-        finally:
-            wait(futures)  # nobody may still be writing when the caller goes on
-        for future in futures:
-            future.result()
+    # In a copy of our context, because np.errstate is kept there.
+    helpers = range(min(num_threads(), count) - 1)
+    futures = [_pool().submit(copy_context().run, serve) for _ in helpers]
+    try:
+        serve()
+    finally:
+        # Who has not begun finds nothing to do, and never begins if all helpers wait here in calls of their own.
+        futures = [future for future in futures if not future.cancel()]
+        wait(futures)  # nobody may still be writing when the caller goes on
+    for future in futures:
+        future.result()
 
 
 def slices(size: int, step: int) -> list[slice]:
@@ -69,23 +70,49 @@ def slices(size: int, step: int) -> list[slice]:
 
 @contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """BLAS runs in the calling thread only; afterwards it is as it was."""
-    libraries = _blas()
-    before = [library.num_threads for library in libraries]
-    for library in libraries:
-        library.set_num_threads(1)
+    """BLAS runs in the calling thread only; afterwards it is as it was.
+
+    The setting belongs to the process: when several threads are in here, the last one to leave restores it.
+    """
+    blas = _blas
+    with blas.lock:
+        if not blas.users:
+            blas.before = [library.num_threads for library in blas.libraries]
+        blas.users += 1
+        blas.set_threads([1] * len(blas.libraries))
     try:
         yield
     finally:
-        for library, count in zip(libraries, before, strict=True):
+        with blas.lock:
+            blas.users -= 1
+            if not blas.users:
+                blas.set_threads(blas.before)
+
+
+class _Blas:
+    """The BLAS libraries of the process, and how many threads want them to use one thread."""
+
+    def __init__(self) -> None:
+        self.lock = Lock()
+        self.users = 0
+        self.before: list[int] = []
+
+    @cached_property
+    def libraries(self) -> list:
+        from threadpoolctl import ThreadpoolController
+
+        return ThreadpoolController().select(user_api="blas").lib_controllers
+
+    def set_threads(self, counts: list[int]) -> None:
+        for library, count in zip(self.libraries, counts, strict=True):
+            # threadpoolctl 3.8 listens to the first thread that sets OpenBLAS, and to no other until that one lets go.
+            let_go = getattr(library, "clear_controlling_thread", lambda force: None)
+            let_go(force=True)
             library.set_num_threads(count)
+            let_go(force=True)
 
 
-@cache
-def _blas() -> list:
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController().select(user_api="blas").lib_controllers
+_blas = _Blas()
 
 
 @cache
@@ -97,5 +124,12 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def _after_fork() -> None:
+    """Threads do not survive a fork, but the locks they held do: start afresh."""
+    global _blas
+    _blas = _Blas()
+    _pool.cache_clear()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork
+    os.register_at_fork(after_in_child=_after_fork)

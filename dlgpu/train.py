@@ -21,7 +21,7 @@ from dlgpu import functional as F
 from dlgpu import random
 from dlgpu.autograd import no_grad
 from dlgpu.data import DataLoader
-from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError
+from dlgpu.errors import CheckpointError, ShapeError, TrainingError
 from dlgpu.nn import Module
 from dlgpu.optim import Optimizer, Schedule
 from dlgpu.tensor import Tensor, tensor
@@ -53,6 +53,10 @@ class EarlyStopping(Callback):
         if patience < 1:
             raise ShapeError(f"[EarlyStopping] patience must be >= 1; got {patience}")
         self.patience, self.figure, self.min_delta = patience, figure, min_delta
+
+    def on_train_begin(self, trainer: Trainer) -> None:
+        if trainer.history:  # killed after the decision but before its end, a run must not go on when it is resumed
+            self.on_epoch_end(trainer, trainer.history[-1])
 
     def on_epoch_end(self, trainer: Trainer, row: Row) -> None:
         if self.figure not in row:
@@ -101,6 +105,8 @@ class Trainer:
         clip_norm: float | None = None,
         callbacks: Sequence[Callback] = (),
     ) -> None:
+        if clip_norm is not None and not clip_norm > 0:
+            raise ShapeError(f"[train] clip_norm must be positive; got {clip_norm}")
         self.model, self.optimizer, self.train_batches, self.evaluate_batches = model, optimizer, train, evaluate
         self.evaluate_as, self.loss, self.schedule, self.clip_norm = evaluate_as, loss, schedule, clip_norm
         self.callbacks = list(callbacks)
@@ -150,6 +156,7 @@ class Trainer:
         row["train_accuracy"] = self._sums[1] / self._sums[2]
         if self.evaluate_batches is not None:
             loss, accuracy = evaluate(self.model, self.evaluate_batches, self.loss)
+            self._check_finite(loss, f"after epoch {self.epoch + 1}")
             row |= {f"{self.evaluate_as}_loss": loss, f"{self.evaluate_as}_accuracy": accuracy}
         row["lr"] = self.optimizer.lr
         row["seconds"] = round(self._seconds + time.perf_counter() - start, 3)
@@ -165,17 +172,20 @@ class Trainer:
         logits = self.model(_on_device(self.model, images))
         loss = self.loss(logits, labels)
         value = float(loss)
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"[train] the loss must stay finite; got {value} in epoch {self.epoch + 1}, batch {self.batch + 1}, "
-                f"lr {self.optimizer.lr:g}: try a smaller learning rate"
-            )
+        self._check_finite(value, f"in epoch {self.epoch + 1}, batch {self.batch + 1}")
         loss.backward()
         if self.clip_norm is not None:
             self.optimizer.clip_grad_norm(self.clip_norm)
         self.optimizer.step()
         self._sums += (value * len(images), _correct(logits, labels), len(images))
         return value
+
+    def _check_finite(self, loss: float, when: str) -> None:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"[train] the loss must stay finite; got {loss} {when}, lr {self.optimizer.lr:g}: "
+                "try a smaller learning rate"
+            )
 
     def running(self) -> tuple[float, float]:
         """(loss, accuracy) over the batches of this epoch so far."""
@@ -195,7 +205,7 @@ class Trainer:
         rest = {
             "epoch": self.epoch,
             "batch": self.batch,
-            "history": self.history,
+            "history": list(self.history),
             "sums": self._sums.tolist(),
             "seconds": self._seconds,
             "random": random.get_state(),
@@ -208,8 +218,8 @@ class Trainer:
 
         missing = {"epoch", "batch", "history", "sums", "seconds", "random"} - rest.keys()
         if missing:
-            raise CheckpointError(f"[trainer] not a training state: {sorted(missing)} missing")
-        if rest["batch"] >= len(self.train_batches):
+            raise CheckpointError(f"[trainer] a training state must be complete; got one without {sorted(missing)}")
+        if rest["batch"] > len(self.train_batches):
             raise CheckpointError(
                 f"[trainer] the state must be of a run with as many batches per epoch; "
                 f"got batch {rest['batch']} of {len(self.train_batches)}"
@@ -265,7 +275,7 @@ def predictions(model: Module, batches: DataLoader) -> Iterator[tuple[np.ndarray
 def _on_device(model: Module, images: np.ndarray) -> Tensor:
     first = next(iter(model.parameters()), None)
     if first is None:
-        raise DataError("[train] the model has no parameters")
+        raise ShapeError(f"[train] the model must have parameters; got none in {type(model).__name__}")
     return tensor(images, device=first.device)
 
 

@@ -181,6 +181,7 @@ class Contract(Protocol):
     ) -> Array:
         """The adjoint of `conv2d` as a layer: (N, C, H, W) with (C, K/G, R, S) -> (N, K, H', W').
 
+        H' = (H - 1) * stride - padding + dilation * (R - 1) + output_padding + 1, output_padding < stride.
         Its own gradients are `conv2d` (input) and `conv2d_grad_weight` (weights, with the two arrays swapped).
         """
         ...
@@ -318,7 +319,10 @@ class Contract(Protocol):
     # --- activations, softmax, loss, dropout ----------------------------------------------------------------------
 
     def activation(self, x: Array, *, kind: Activation, alpha: float = 0.01) -> Array:
-        """Elementwise. `alpha`: the negative slope of leaky_relu, the scale of elu. gelu is the exact (erf) form."""
+        """Elementwise. `alpha` >= 0: the negative slope of leaky_relu, the scale of elu. gelu is the exact (erf) form.
+
+        A negative `alpha` raises `ShapeError`: the gradient is told from the output's sign.
+        """
         ...
 
     def activation_grad(self, grad_output: Array, saved: Array, *, kind: Activation, alpha: float = 0.01) -> Array:

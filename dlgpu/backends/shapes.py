@@ -12,7 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dlgpu.errors import ShapeError
+import numpy as np
+
+from dlgpu.errors import DtypeError, ShapeError
 
 Size2d = int | Sequence[int]
 # int, (vertical, horizontal), ((top, bottom), (left, right)), "same" or "valid"
@@ -68,6 +70,7 @@ def check_shape(op: str, name: str, got: Sequence[int], expected: Sequence[int])
 def axes(op: str, shape: Sequence[int], axis: int | Sequence[int] | None) -> tuple[int, ...]:
     """An axis, several, or None for all of them -> the axes counted from the front, each once."""
     ndim = len(shape)
+    given: tuple[Any, ...]
     given = tuple(range(ndim)) if axis is None else tuple(axis) if isinstance(axis, Sequence) else (axis,)
     if not all(_is_int(a) and -ndim <= a < ndim for a in given) or len({a % ndim for a in given}) != len(given):
         raise ShapeError(f"[{op}] axis must name different axes of an array of shape {tuple(shape)}; got {axis!r}")
@@ -251,6 +254,11 @@ class Pool2d(Window2d):
     """A pooling window over (N, C, H, W) giving (N, C, P, Q)."""
 
     @property
+    def argmax_dtype(self) -> np.dtype:
+        """One byte holds the offset in any window of at most 256 places."""
+        return np.dtype(np.uint8 if self.R * self.S <= 256 else np.uint16)
+
+    @property
     def output_shape(self) -> tuple[int, int, int, int]:
         return self.N, self.C, self.P, self.Q
 
@@ -362,3 +370,27 @@ class Norm:
         for size in input_shape[2:]:
             spatial *= size
         return Norm(N, C, C if groups is None else groups, spatial)
+
+    @staticmethod
+    def of_window(op: str, input_shape: Sequence[int], size: int) -> Norm:
+        """Check a normalisation over a window of `size` neighbouring channels."""
+        if not _is_int(size) or size < 1:
+            raise ShapeError(f"[{op}] size must be an int >= 1; got {size!r}")
+        return Norm.of(op, input_shape, None)
+
+
+def check_target(op: str, logits_shape: Sequence[int], target: Any, label_smoothing: float) -> None:
+    """Integer classes (N, ...) for logits (N, classes, ...); values are not looked at."""
+    if target.dtype.kind not in "iu":
+        raise DtypeError(f"[{op}] target must hold integer class indices; got {target.dtype}")
+    if len(logits_shape) < 2 or logits_shape[1] < 1:
+        raise ShapeError(f"[{op}] logits must have shape (N, classes, ...); got {tuple(logits_shape)}")
+    check_shape(op, "target", target.shape, (logits_shape[0], *logits_shape[2:]))
+    if not 0 <= label_smoothing <= 1:
+        raise ShapeError(f"[{op}] label_smoothing must be in [0, 1]; got {label_smoothing}")
+
+
+def check_probability(op: str, p: float) -> None:
+    """0 <= p <= 1."""
+    if not 0 <= p <= 1:
+        raise ShapeError(f"[{op}] p must be in [0, 1]; got {p}")

@@ -7,7 +7,8 @@
     VGG19 (E)      2 2 4 4 4                                                 143,667,240
 
 At 224x224 the classifier is 4096 - 4096 - classes on 7x7x512 features, with dropout. For small images (a multiple of
-32, CIFAR size) it is one dense layer on the pooled features, as is customary there. Parameter names are torchvision's.
+32, CIFAR size) it is one dense layer on the pooled features (and `dropout` has no use), as is customary there.
+Parameter names are torchvision's.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from dlgpu.errors import ShapeError
 from dlgpu.nn.module import Module
 from dlgpu.tensor import Tensor, cat
 
@@ -21,6 +22,8 @@ class _Container(Module):
             else:
                 named.append((str(len(named)), module))
         for name, module in named:
+            if not isinstance(module, Module):  # setattr would take it and forward never call it
+                raise ShapeError(f"[{type(self).__name__}] takes modules; got {module!r}")
             setattr(self, name, module)
 
     def __len__(self) -> int:

@@ -1,7 +1,7 @@
 """The layers: each holds its parameters and settings and calls one function of `dlgpu.functional`.
 
-Weights start He-uniform with gain 1 (uniform in ±1/sqrt(fan_in), PyTorch's default but for the sqrt(3)), biases at
-zero; models choose their own initialisers where it matters.
+Weights start uniform in ±1/sqrt(fan_in), as PyTorch's do, biases at zero; models choose their own initialisers where
+it matters.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from dlgpu import functional as F
 from dlgpu.backends.contract import Activation, Algorithm
-from dlgpu.backends.shapes import Padding2d, Size2d, pair
+from dlgpu.backends.shapes import Padding2d, Size2d, check_probability, pair
 from dlgpu.errors import ShapeError
 from dlgpu.nn import init
 from dlgpu.nn.module import Module, Parameter, check_positive
@@ -317,8 +317,7 @@ class Dropout(Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
-        if not 0 <= p <= 1:
-            raise ShapeError(f"[Dropout] p must be in [0, 1]; got {p}")
+        check_probability("Dropout", p)
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

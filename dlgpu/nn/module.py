@@ -46,9 +46,16 @@ class Module:
         self._forget(name)
         object.__setattr__(self, name, value)
 
-    def _forget(self, name: str) -> None:
-        for store in (self._parameters, self._buffers, self._modules, self.__dict__):
-            store.pop(name, None)
+    def __delattr__(self, name: str) -> None:
+        if not self._forget(name):
+            raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}")
+
+    def _forget(self, name: str) -> bool:
+        """Drop an attribute wherever it is kept; says whether there was one."""
+        stores = [s for s in (self._parameters, self._buffers, self._modules, self.__dict__) if name in s]
+        for store in stores:
+            del store[name]
+        return bool(stores)
 
     def __getattr__(self, name: str) -> Any:  # only called where normal lookup fails
         for store in ("_parameters", "_buffers", "_modules"):
@@ -62,10 +69,15 @@ class Module:
         self._buffers[name] = value
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """This module ("" at the top) and every module inside it, depth first."""
-        yield prefix, self
-        for name, module in self._modules.items():
-            yield from module.named_modules(_join(prefix, name))
+        """This module ("" at the top) and every module inside it, depth first; each once, by its first name."""
+        yield from self._walk(prefix, set())
+
+    def _walk(self, prefix: str, seen: set[int]) -> Iterator[tuple[str, Module]]:
+        if id(self) not in seen:
+            seen.add(id(self))
+            yield prefix, self
+            for name, module in self._modules.items():
+                yield from module._walk(_join(prefix, name), seen)
 
     def modules(self) -> Iterator[Module]:
         """Like `named_modules`, without names."""
@@ -209,5 +221,5 @@ def _some(names: list[str], most: int = 5) -> str:
 def check_positive(where: str, **values: int) -> None:
     """Layer sizes are ints of at least 1; raises `ShapeError`."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
             raise ShapeError(f"[{where}] {name} must be an int >= 1; got {value!r}")

@@ -33,15 +33,15 @@ def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
     def note(name: str) -> Any:
         def hook(module: Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             count = sum(p.size for p in module.parameters())
-            rows.append(LayerRow(name, type(module).__name__, output.shape, count, _flops(module, *inputs)))
+            rows.append(LayerRow(name, type(module).__name__, output.shape, count, _flops(module, inputs)))
 
         return hook
 
     remove = [module.register_forward_hook(note(name)) for name, module in leaves]
     try:
-        device = next((p.device for p in model.parameters()), "cpu")
+        like = next(model.parameters(), zeros(0))
         with no_grad():
-            model.eval()(zeros(*input_shape, device=device))
+            model.eval()(zeros(*input_shape, dtype=like.dtype, device=like.device))
     finally:
         for undo in remove:
             undo()
@@ -50,15 +50,15 @@ def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
     return rows
 
 
-def _flops(module: Module, x: Tensor) -> int:
+def _flops(module: Module, inputs: tuple[Any, ...]) -> int:
     if isinstance(module, Linear):
-        return 2 * x.size * module.weight.shape[0]
+        return 2 * inputs[0].size * module.weight.shape[0]
     if isinstance(module, Conv2d):
         how = (module.stride, module.padding, module.dilation, module.groups)
-        return 2 * shapes.Conv2d.of("summary", x.shape, module.weight.shape, None, *how).macs
+        return 2 * shapes.Conv2d.of("summary", inputs[0].shape, module.weight.shape, None, *how).macs
     if isinstance(module, ConvTranspose2d):
         sizes = (module.stride, module.padding, module.output_padding, module.dilation, module.groups)
-        return 2 * shapes.conv_transpose("summary", x.shape, module.weight.shape, None, *sizes).macs
+        return 2 * shapes.conv_transpose("summary", inputs[0].shape, module.weight.shape, None, *sizes).macs
     return 0
 
 

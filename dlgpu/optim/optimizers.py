@@ -41,22 +41,25 @@ class Optimizer:
             raise ShapeError(f"[{name}] there must be at least one parameter; got none")
         if not isinstance(entries[0], Mapping):
             entries = [{"params": entries}]
-        self.groups: list[Group] = []
-        self.steps = 0
+        checked: list[tuple[list[Parameter], dict[str, Any]]] = []  # all groups, before the first one is moved
         seen: set[int] = set()
         for entry in entries:
             own = {**settings, **{k: v for k, v in entry.items() if k != "params"}}
             if unknown := own.keys() - settings.keys():
                 raise ShapeError(f"[{name}] unknown settings in a group: {sorted(unknown)}; known: {sorted(settings)}")
             self.check(own)
-            group = [p for p in entry["params"] if p.requires_grad]
-            if not all(isinstance(p, Parameter) for p in group) or any(id(p) in seen for p in group):
+            given = list(entry["params"])
+            ids = {id(p) for p in given}
+            if not all(isinstance(p, Parameter) for p in given) or len(ids) < len(given) or ids & seen:
                 raise ShapeError(f"[{name}] groups must hold Parameters, each once")
-            seen.update(map(id, group))
-            if group:
-                self.groups.append(Group(group, own, self.state_names))
-        if not self.groups:
+            seen |= ids
+            trained = [p for p in given if p.requires_grad]
+            if trained:
+                checked.append((trained, own))
+        if not checked:
             raise ShapeError(f"[{name}] all parameters are frozen: there is nothing to train")
+        self.groups = [Group(trained, own, self.state_names) for trained, own in checked]
+        self.steps = 0
 
     def check(self, settings: dict[str, Any]) -> None:
         """Settings must make sense; raises `ShapeError` with the value."""
@@ -149,7 +152,7 @@ class SGD(Optimizer):
     def check(self, settings: dict[str, Any]) -> None:
         super().check(settings)
         if settings["nesterov"] and not settings["momentum"]:
-            raise ShapeError("[SGD] nesterov needs momentum > 0; got 0")
+            raise ShapeError(f"[{type(self).__name__}] nesterov needs momentum > 0; got 0")
 
     def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
         velocity = state.get("velocity") if group.settings["momentum"] else None

@@ -6,8 +6,8 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.reference.common import finish, masked, widen
+from dlgpu.backends.shapes import check_probability
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import ShapeError
 
 
 def dropout(x: np.ndarray, *, p: float, seed: int, offset: int) -> np.ndarray:
@@ -20,8 +20,7 @@ def dropout_grad(grad_output: np.ndarray, *, p: float, seed: int, offset: int) -
 
 def _apply(op: str, x: np.ndarray, p: float, seed: int, offset: int) -> np.ndarray:
     check_floats(op, input=x)
-    if not 0 <= p <= 1:
-        raise ShapeError(f"[{op}] p must be in [0, 1]; got {p}")
+    check_probability(op, p)
     uniform = philox_uniform(x.size, seed, offset).reshape(x.shape)  # logical row-major order, whatever the layout
     keep = uniform >= p
     wide = memory_format.convert(np, widen(x), "contiguous")

@@ -19,7 +19,8 @@ def cast(x: np.ndarray, dtype: Any) -> np.ndarray:
     target = dtypes.parse(dtype)
     check_floats("cast", input=x)
     check_floats("cast", dtype=np.empty(0, target))
-    return finish(x, target, memory_format.of(x))
+    # `finish` copies only where something changes; an op's result is always new memory.
+    return finish(x.copy(order="K") if x.dtype == target else x, target, memory_format.of(x))
 
 
 def to_memory_format(x: np.ndarray, format: str) -> np.ndarray:

@@ -130,7 +130,8 @@ def group_norm_grad(
 def local_response_norm(
     x: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    _check_lrn("local_response_norm", size, input=x)
+    check_floats("local_response_norm", input=x)
+    Norm.of_window("local_response_norm", x.shape, size)
     wide = widen(x)
     scale = _channel_window_sum(np.square(wide), size, size // 2)
     scale *= wide.dtype.type(alpha / size)
@@ -143,7 +144,8 @@ def local_response_norm_grad(
     grad_output: np.ndarray, x: np.ndarray, scale: np.ndarray, *, size: int, alpha: float = 1e-4, beta: float = 0.75
 ) -> np.ndarray:
     op = "local_response_norm_grad"
-    _check_lrn(op, size, grad_output=grad_output, input=x)
+    check_floats(op, grad_output=grad_output, input=x)
+    Norm.of_window(op, x.shape, size)
     check_shape(op, "grad_output", grad_output.shape, x.shape)
     check_shape(op, "scale", scale.shape, x.shape)
     wide, dy = widen(x), widen(grad_output)
@@ -153,13 +155,6 @@ def local_response_norm_grad(
         shares, size, (size - 1) // 2
     )
     return finish(dx, x.dtype, memory_format.of(x))
-
-
-def _check_lrn(op: str, size: int, **arrays: np.ndarray) -> None:
-    check_floats(op, **arrays)
-    Norm.of(op, next(iter(arrays.values())).shape, None)
-    if size < 1:
-        raise ShapeError(f"[{op}] size must be at least 1; got {size}")
 
 
 def _channel_window_sum(x: np.ndarray, size: int, before: int) -> np.ndarray:

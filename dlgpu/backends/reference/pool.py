@@ -24,7 +24,7 @@ def max_pool2d(
     g = Pool2d.of("max_pool2d", x.shape, kernel_size, stride, padding, dilation, ceil_mode)
     layout = memory_format.of(x)
     y = memory_format.empty(np, g.output_shape, x.dtype, layout)
-    argmax = memory_format.empty(np, g.output_shape, argmax_dtype(g), layout)
+    argmax = memory_format.empty(np, g.output_shape, g.argmax_dtype, layout)
     inside = _inside(g)
 
     def share(images: slice) -> None:
@@ -46,7 +46,7 @@ def _max_and_place(x: np.ndarray, g: Pool2d, inside: list[np.ndarray]) -> tuple[
     for tap in seen[1:]:
         np.maximum(y, tap, out=y)
     has_nan = bool(np.isnan(y).any())
-    place = np.zeros(y.shape, argmax_dtype(g))
+    place = np.zeros(y.shape, g.argmax_dtype)
     met = None if all(real.all() for real in inside) else np.zeros(y.shape, bool)
     for tap, real in zip(reversed(seen), reversed(inside), strict=True):
         miss = tap != y
@@ -60,11 +60,6 @@ def _max_and_place(x: np.ndarray, g: Pool2d, inside: list[np.ndarray]) -> tuple[
     if met is not None:
         place *= met
     return y, place
-
-
-def argmax_dtype(g: Pool2d) -> np.dtype:
-    """One byte holds the offset in any window of at most 256 places."""
-    return np.dtype(np.uint8 if g.R * g.S <= 256 else np.uint16)
 
 
 def max_pool2d_grad(

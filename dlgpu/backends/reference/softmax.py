@@ -8,9 +8,9 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.reference.common import finish, widen
-from dlgpu.backends.shapes import axes, check_shape
+from dlgpu.backends.shapes import axes, check_shape, check_target
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import DtypeError, ShapeError
+from dlgpu.errors import ShapeError
 
 
 def softmax(x: np.ndarray, *, axis: int = -1) -> np.ndarray:
@@ -81,13 +81,7 @@ def _check_target(
 ) -> tuple[np.ndarray, np.ndarray]:
     """-> (which targets count, their class index with a class axis; ignored ones point at class 0)."""
     check_floats(op, logits=logits)
-    if target.dtype.kind not in "iu":
-        raise DtypeError(f"[{op}] target must hold integer class indices; got {target.dtype}")
-    if logits.ndim < 2 or logits.shape[1] < 1:
-        raise ShapeError(f"[{op}] logits must have shape (N, classes, ...); got {logits.shape}")
-    check_shape(op, "target", target.shape, (logits.shape[0], *logits.shape[2:]))
-    if not 0 <= label_smoothing <= 1:
-        raise ShapeError(f"[{op}] label_smoothing must be in [0, 1]; got {label_smoothing}")
+    check_target(op, logits.shape, target, label_smoothing)
     valid = target != ignore_index
     wrong = valid & ((target < 0) | (target >= logits.shape[1]))
     if wrong.any():

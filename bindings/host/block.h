@@ -1,0 +1,110 @@
+// The state of the block that is running, for the files of the runtime. There is one at a time: launches are serial.
+#pragma once
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+#include "kernel.h"
+#include "runtime.h"
+
+extern uint3 threadIdx, blockIdx;  // to the kernels they are constants
+extern dim3 blockDim, gridDim;
+
+namespace dl::host {
+
+constexpr unsigned kMaxThreads = 1024, kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
+
+struct Kernel {
+  std::string name;  // as canonical() spells it
+  const Parameter* parameters;
+  int count;
+  Function function;
+  void (*call)(Function kernel, void** arguments);
+};
+std::vector<Kernel>& kernels();  // one for each DL_KERNEL line of the linked files
+
+// "f< float,8 >" -> "f<float, 8>": the same name however it is spaced.
+std::string canonical(const std::string& name);
+
+struct Copy {  // one cp.async
+  void* to;
+  const void* from;
+  int bytes;
+  bool valid, landed;
+  unsigned group;
+  const void* pc;
+};
+
+struct Thread;
+// Runs once, when all lanes of `who` have arrived at a warp operation. lanes[i] is lane i; its operands: lanes[i].operands.
+using WarpOperation = void (*)(Thread* lanes, unsigned who);
+
+struct Thread {
+  uint3 index{};
+  unsigned id = 0, lane = 0;
+  enum State { ready, waiting, done } state = ready;
+  Fiber* fiber = nullptr;  // from its first turn on
+
+  // While waiting: the CUDA name of what for; then, for a barrier, where, and for a warp operation, the rest.
+  const char* waits_for = nullptr;
+  const char* file = nullptr;
+  int line = 0;
+  WarpOperation operation = nullptr;
+  unsigned mask = 0;
+  const void* pc = nullptr;
+  void* operands = nullptr;
+
+  std::vector<Copy> copies;  // not yet waited for
+  unsigned copy_group = 0;   // the one that the next commit closes
+};
+
+struct Warp {
+  unsigned live = 0, arrived = 0;  // lanes that have not ended; lanes waiting at a warp operation
+};
+
+struct SharedPiece {
+  const char* name;
+  char* begin;
+  unsigned bytes, element_bytes;
+};
+
+struct Argument {  // memory that the kernel may touch
+  char *begin, *end;
+  unsigned element_bytes;
+  std::string name;
+};
+
+enum class Order { forward, reverse, random };
+enum class Copies { late, early, random };
+struct Options {
+  Order order = Order::forward, block_order = Order::forward;
+  Copies copies = Copies::late;
+  unsigned seed = 0;
+};
+extern Options options;
+
+extern Thread* self;  // the running thread
+extern Thread threads[kMaxThreads];
+extern unsigned thread_count;
+extern std::vector<SharedPiece> shared_pieces;
+extern char* const shared_memory;
+extern const unsigned kArenaBytes;
+extern std::mt19937 dice;
+
+// Suspends the thread until every live lane of `mask` has called the same; the last to come runs the operation for all.
+void warp_operation(const char* name, unsigned mask, void* operands, WarpOperation operation, const void* pc);
+#define DL_ALL_LANES 0xffffffffu
+#define DL_RETURN_ADDRESS __builtin_return_address(0)
+
+[[noreturn]] void fail(const std::string& message);
+std::string describe(const uint3& index);       // (x,y,z)
+std::string code_position(const void* pc);      // "@+0x1234@"; the Python side turns it into file:line
+void finish_copies();                           // at the end of a thread: an error if any are left
+
+// Throws std::runtime_error with what went wrong in which kernel, block and thread.
+void launch(const Kernel& kernel, dim3 grid, dim3 block, void** arguments, const std::vector<Argument>& memory,
+            long long shared_bytes);
+
+}  // namespace dl::host

@@ -1,0 +1,43 @@
+// What a running kernel asks of the host runtime. shim.h and arch.cuh wrap these in CUDA's names, inline and thin: what
+// touches memory lies behind these calls, because the runtime, unlike the kernels, is compiled without instrumentation.
+#pragma once
+
+namespace dl::host {
+
+[[noreturn]] void fail(const char* message);  // ends the launch: message, block, thread
+
+// A variable of the block. The instance is static in the kernel; `allocate` gives it a place once per launch.
+struct SharedVariable {
+  const char* name;
+  unsigned bytes, element_bytes;
+  unsigned long long launch = 0;
+  void* address = nullptr;
+};
+extern unsigned long long launch_number;
+void allocate(SharedVariable& variable);
+inline void* address(SharedVariable& variable) {
+  if (variable.launch != launch_number) allocate(variable);
+  return variable.address;
+}
+void* dynamic_shared();
+
+// The number of threads whose predicate holds. All must come from the same line.
+int barrier(const char* name, bool predicate, const char* file, int line);
+
+enum class Shuffle { index, up, down, exclusive_or };
+void shuffle(Shuffle kind, unsigned mask, void* value, int bytes, int operand, int width);
+unsigned ballot(const char* name, unsigned mask, bool predicate);
+void sync_warp(unsigned mask);
+unsigned live_lanes();
+
+void copy_async(void* shared, const void* global, int bytes, bool valid);  // bytes zeros if not valid
+void commit_copies();
+void wait_copies(int groups_left);
+
+void load_matrix(unsigned* fragment, int count, bool transposed, const void* row);
+enum class Input { half, bfloat16, tf32 };
+void mma(Input type, int k, float* c, const unsigned* a, const unsigned* b);  // m16n8k8, m16n8k16
+
+void note_atomic(void* address, int bytes, const void* pc);  // for the checker
+
+}  // namespace dl::host

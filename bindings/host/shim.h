@@ -1,0 +1,122 @@
+// CUDA's device vocabulary for g++: common.cuh includes this instead of nvcc's built-ins when DL_HOST is defined.
+#pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <vector_functions.h>
+
+#include <cmath>
+#include <cstdint>
+#include <type_traits>
+
+#include "kernel.h"
+#include "runtime.h"
+
+#undef __shared__
+#define __shared__ static_assert(false, "declare shared memory with DL_SHARED, so that the host build can check it");
+#undef __launch_bounds__
+#define __launch_bounds__(...)
+#undef __grid_constant__
+#define __grid_constant__
+
+#define DL_JOIN_(a, b) a##b
+#define DL_JOIN(a, b) DL_JOIN_(a, b)
+#define DL_KERNEL(...) static const dl::host::Registered DL_JOIN(dl_kernel_, __COUNTER__)(#__VA_ARGS__, &__VA_ARGS__);
+
+#define DL_SHARED(T, name, ...)                                                                        \
+  typedef T name##_type __VA_ARGS__;                                                                   \
+  static dl::host::SharedVariable name##_variable{#name, sizeof(name##_type), sizeof(T)};              \
+  name##_type& name = *static_cast<name##_type*>(dl::host::address(name##_variable))
+#define DL_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(dl::host::dynamic_shared())
+
+// Thin wrappers are inlined even into themselves at -O0, so that a return address in the runtime is one in the kernel.
+#define DL_THIN inline __attribute__((always_inline))
+
+extern const uint3 threadIdx, blockIdx;  // constant while a thread lives, so g++ may keep them in registers
+extern const dim3 blockDim, gridDim;
+constexpr int warpSize = 32;
+
+// ---- barriers ----
+#define DL_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()  // defaults are taken at the call
+DL_THIN void __syncthreads(DL_CALLER) { dl::host::barrier("__syncthreads", false, file, line); }
+DL_THIN int __syncthreads_count(int predicate, DL_CALLER) {
+  return dl::host::barrier("__syncthreads_count", predicate, file, line);
+}
+DL_THIN int __syncthreads_or(int predicate, DL_CALLER) {
+  return dl::host::barrier("__syncthreads_or", predicate, file, line) > 0;
+}
+DL_THIN int __syncthreads_and(int predicate, DL_CALLER) {
+  return dl::host::barrier("__syncthreads_and", !predicate, file, line) == 0;
+}
+DL_THIN void __syncwarp(unsigned mask = 0xffffffffu) { dl::host::sync_warp(mask); }
+DL_THIN void __threadfence() {}  // memory is sequentially consistent here
+DL_THIN void __threadfence_block() {}
+
+// ---- warp ----
+#define DL_SHUFFLE(name, kind, Operand)                                                            \
+  template <typename T>                                                                            \
+  DL_THIN T name(unsigned mask, T value, Operand operand, int width = 32) {                        \
+    dl::host::shuffle(dl::host::Shuffle::kind, mask, &value, sizeof(T), int(operand), width);      \
+    return value;                                                                                  \
+  }
+DL_SHUFFLE(__shfl_sync, index, int)
+DL_SHUFFLE(__shfl_up_sync, up, unsigned)
+DL_SHUFFLE(__shfl_down_sync, down, unsigned)
+DL_SHUFFLE(__shfl_xor_sync, exclusive_or, int)
+#undef DL_SHUFFLE
+
+DL_THIN unsigned __ballot_sync(unsigned mask, int p) { return dl::host::ballot("__ballot_sync", mask, p); }
+DL_THIN int __any_sync(unsigned mask, int p) { return dl::host::ballot("__any_sync", mask, p) != 0; }
+DL_THIN int __all_sync(unsigned mask, int p) { return dl::host::ballot("__all_sync", mask, !p) == 0; }
+DL_THIN unsigned __activemask() { return dl::host::live_lanes(); }
+
+// ---- memory ----
+// Atomics are one step because nothing interrupts a thread. Not inlined and not instrumented: the checker hears of them
+// as atomics, from the place that called them.
+#define DL_ATOMIC(name, expression)                                                                 \
+  template <typename T>                                                                             \
+  __attribute__((noinline, no_sanitize_thread)) T name(T* p, std::common_type_t<T> value) {         \
+    dl::host::note_atomic(p, sizeof(T), __builtin_return_address(0));                               \
+    T old = *p;                                                                                     \
+    *p = T(expression);                                                                             \
+    return old;                                                                                     \
+  }
+DL_ATOMIC(atomicAdd, old + value)
+DL_ATOMIC(atomicSub, old - value)
+DL_ATOMIC(atomicMax, value > old ? value : old)
+DL_ATOMIC(atomicMin, value < old ? value : old)
+DL_ATOMIC(atomicExch, value)
+DL_ATOMIC(atomicAnd, old & value)
+DL_ATOMIC(atomicOr, old | value)
+DL_ATOMIC(atomicXor, old ^ value)
+DL_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
+#undef DL_ATOMIC
+template <typename T>
+__attribute__((noinline, no_sanitize_thread)) T atomicCAS(T* p, std::common_type_t<T> expected,
+                                                          std::common_type_t<T> value) {
+  dl::host::note_atomic(p, sizeof(T), __builtin_return_address(0));
+  T old = *p;
+  if (old == expected) *p = value;
+  return old;
+}
+
+// Cache hints, which mean a plain load or store here.
+#define DL_LOAD(name) \
+  template <typename T> DL_THIN T name(const T* p) { return *p; }
+DL_LOAD(__ldg)
+DL_LOAD(__ldca)
+DL_LOAD(__ldcg)
+DL_LOAD(__ldcs)
+DL_LOAD(__ldcv)
+DL_LOAD(__ldlu)
+#undef DL_LOAD
+#define DL_STORE(name) \
+  template <typename T> DL_THIN void name(T* p, std::common_type_t<T> value) { *p = value; }
+DL_STORE(__stcg)
+DL_STORE(__stcs)
+DL_STORE(__stwb)
+DL_STORE(__stwt)
+#undef DL_STORE
+
+DL_THIN void __trap() { dl::host::fail("__trap()"); }
+
+#include "device_math.h"

@@ -1,0 +1,135 @@
+"""Compile a kernel family with NVRTC, from pip wheels alone: no nvcc, no GPU, no driver.
+
+It serves the CuPy launcher for targets that CuPy cannot name (`sm_90a`), the tests, which compile every instantiation
+for every architecture, and the table of registers in docs/kernels.md.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dlgpu.backends.kernels.sources import families, folder
+from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
+
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100")
+
+
+class CompileError(DlgpuError, RuntimeError):
+    """NVRTC refused a kernel family; the message holds its first complaint."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one instantiation takes on one architecture: per thread, but for `shared_bytes` per block (static)."""
+
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A family for one architecture."""
+
+    cubin: bytes
+    names: dict[str, str]  # instantiation -> mangled name
+    resources: dict[str, Resources]
+    warnings: str
+
+
+def compile_family(family: str, arch: str) -> Compiled:
+    """Compile every instantiation of a family for one of `ARCHITECTURES`.
+
+    Raises:
+        UnknownName: no such family or architecture.
+        BackendUnavailable: NVRTC or the CUDA headers are not installed.
+        CompileError: the source does not compile.
+    """
+    if family not in families():
+        raise UnknownName("kernels", "family", family, families())
+    if arch not in ARCHITECTURES:
+        raise UnknownName("kernels", "architecture", arch, ARCHITECTURES)
+    nvrtc = _nvrtc()
+
+    def call(function: Any, *arguments: Any) -> Any:
+        status, *result = function(*arguments)
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            raise CompileError(f"[kernels] {function.__name__} failed; got {status.name} for {family}, {arch}")
+        return result[0] if result else None
+
+    source = (folder() / f"{family}.cu").read_bytes()
+    program = call(nvrtc.nvrtcCreateProgram, source, f"{family}.cu".encode(), 0, [], [])
+    try:
+        for name in families()[family]:
+            call(nvrtc.nvrtcAddNameExpression, program, f"&{name}".encode())
+        includes = [f"-I{folder()}", *(f"-I{path}" for path in include_folders())]
+        options = [f"-arch={arch}", "-std=c++17", "--ptxas-options=-v", *includes]
+        status = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]
+        log = b" " * call(nvrtc.nvrtcGetProgramLogSize, program)
+        call(nvrtc.nvrtcGetProgramLog, program, log)
+        text = log.decode(errors="replace").rstrip("\0 ")
+        if status != nvrtc.nvrtcResult.NVRTC_SUCCESS:
+            complaint = next((line for line in text.splitlines() if "error" in line), text[:200])
+            raise CompileError(f"[kernels] {family} must compile for {arch}; got: {complaint}")
+        cubin = b" " * call(nvrtc.nvrtcGetCUBINSize, program)
+        call(nvrtc.nvrtcGetCUBIN, program, cubin)
+        names = {
+            name: call(nvrtc.nvrtcGetLoweredName, program, f"&{name}".encode()).decode() for name in families()[family]
+        }
+    finally:
+        call(nvrtc.nvrtcDestroyProgram, program)
+    return Compiled(cubin, names, _resources(text, names), "\n".join(re.findall(r".*warning.*", text)))
+
+
+def _resources(log: str, names: dict[str, str]) -> dict[str, Resources]:
+    """Read ptxas's report: for each function a line of stack and spills, then one of registers."""
+    pattern = re.compile(
+        r"Compiling entry function '(?P<name>\w+)'.*?"
+        r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+        r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
+        re.DOTALL,
+    )
+    found = {}
+    for match in pattern.finditer(log):
+        shared = re.search(r"(\d+) bytes smem", match["rest"])
+        found[match["name"]] = Resources(
+            int(match["registers"]),
+            int(match["stack"]),
+            int(match["stores"]) + int(match["loads"]),
+            int(shared[1]) if shared else 0,
+        )
+    return {name: found[mangled] for name, mangled in names.items()}
+
+
+def include_folders() -> list[Path]:
+    """Where the CUDA headers are: the pip wheels, else a toolkit. Raises `BackendUnavailable`."""
+    spec = importlib.util.find_spec("nvidia")
+    wheels = [Path(path) for path in (spec.submodule_search_locations or [])] if spec else []
+    candidates = [
+        include for path in wheels for include in (path / "cu13" / "include", path / "cuda_runtime" / "include")
+    ]
+    candidates += [Path(os.environ.get(name, "/nowhere")) / "include" for name in ("CUDA_HOME", "CUDA_PATH")]
+    candidates.append(Path("/usr/local/cuda/include"))
+    found = [path for path in candidates if (path / "cuda_fp16.h").is_file()]
+    if not found:
+        raise BackendUnavailable('[kernels] the CUDA headers are missing; got none: pip install "dlgpu[test]"')
+    return found[:1]
+
+
+def _nvrtc() -> Any:
+    """The NVRTC bindings of cuda-python, with a library that loads."""
+    try:
+        from cuda.bindings import nvrtc
+
+        nvrtc.nvrtcVersion()
+    except (ImportError, RuntimeError, OSError) as error:
+        raise BackendUnavailable(
+            f'[kernels] NVRTC is missing; got {type(error).__name__}: {error}: pip install "dlgpu[test]"'
+        ) from error
+    return nvrtc

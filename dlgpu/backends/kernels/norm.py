@@ -1,0 +1,165 @@
+"""Normalisation and bias gradients: plans and ops."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from dlgpu import memory_format
+from dlgpu.backends.contract import Array
+from dlgpu.backends.kernels.geometry import norm
+from dlgpu.backends.kernels.launching import Launching
+from dlgpu.backends.kernels.plan import THREADS, Plan, elementwise
+from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.shapes import Norm, check_shape
+from dlgpu.dtypes import check_floats
+from dlgpu.errors import ShapeError
+
+
+def block_plan(op: str, kernel: str, x: Array, groups: int, blocks: int, *args: float) -> Plan:
+    """A block per channel, or per sample and group."""
+    name = f"dl::{kernel}<{storage(op, x.dtype)}>"
+    per_block = x.size // max(blocks, 1)
+    return Plan(name, (blocks, 1, 1), (THREADS, 1, 1), (norm(x, groups), *args), why=f"{per_block} elements per block")
+
+
+def element_plan(op: str, kernel: str, x: Array, groups: int, *args: float) -> Plan:
+    """A thread per element and round."""
+    return elementwise(op, f"dl::{kernel}<{storage(op, x.dtype)}>", x.size, norm(x, groups), *args)
+
+
+class NormOps(Launching):
+    """Normalisation of the contract."""
+
+    def batch_norm_train(
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        running_mean: Array | None,
+        running_var: Array | None,
+        *,
+        momentum: float = 0.1,
+        eps: float = 1e-5,
+    ) -> tuple[Array, Array, Array]:
+        op = "batch_norm_train"
+        check_floats(op, input=x)
+        g = Norm.of(op, x.shape, None, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
+        if g.N * g.spatial == 1:
+            raise ShapeError(f"[{op}] needs more than one value per channel; got input {x.shape}")
+        if g.N * g.spatial == 0:  # no statistics, and the running ones stay
+            return x.copy(), self.xp.zeros(g.C, np.float32), self.xp.ones(g.C, np.float32)
+        x = self.dense(x, memory_format.of(x))
+        mean, rstd = (self.xp.empty(g.C, np.float32) for _ in range(2))
+        chosen = block_plan(op, "batch_norm_statistics", x, g.C, g.C, float(momentum), float(eps))
+        self.run(chosen, x, mean, rstd, running_mean, running_var)
+        return self._batch_norm(op, x, weight, bias, mean, rstd), mean, rstd
+
+    def batch_norm_infer(
+        self, x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, *, eps: float = 1e-5
+    ) -> Array:
+        op = "batch_norm_infer"
+        check_floats(op, input=x)
+        Norm.of(op, x.shape, None, weight=weight, bias=bias, mean=mean, var=var)
+        rstd = 1 / self.xp.sqrt(self._vector(var) + np.float32(eps))
+        return self._batch_norm(op, self.dense(x, memory_format.of(x)), weight, bias, self._vector(mean), rstd)
+
+    def _batch_norm(
+        self, op: str, x: Array, weight: Array | None, bias: Array | None, mean: Array, rstd: Array
+    ) -> Array:
+        y = memory_format.empty(self.xp, x.shape, x.dtype, memory_format.of(x))
+        plan = element_plan(op, "batch_norm_apply", x, x.shape[1])
+        self.run(plan, x, self._vector(weight), self._vector(bias), mean, rstd, y)
+        return y
+
+    def batch_norm_grad(
+        self,
+        grad_output: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        *,
+        training: bool = True,
+    ) -> tuple[Array, Array, Array]:
+        op = "batch_norm_grad"
+        check_floats(op, grad_output=grad_output, input=x)
+        g = Norm.of(op, x.shape, None, weight=weight, mean=mean, rstd=rstd)
+        check_shape(op, "grad_output", grad_output.shape, x.shape)
+        layout = memory_format.of(x)
+        x, dy = self.dense(x, layout), self.dense(grad_output, layout)
+        mean, rstd = self._vector(mean), self._vector(rstd)
+        grad_weight, grad_bias = (self.xp.zeros(g.C, np.float32) for _ in range(2))
+        dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
+        if x.size:
+            self.run(block_plan(op, "batch_norm_sums", x, g.C, g.C), dy, x, mean, rstd, grad_weight, grad_bias)
+            plan = element_plan(op, "batch_norm_grad", x, g.C, int(training))
+            self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, dx)
+        vector = x.dtype if weight is None else weight.dtype
+        return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
+
+    def group_norm(
+        self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float = 1e-5
+    ) -> tuple[Array, Array, Array]:
+        op = "group_norm"
+        check_floats(op, input=x)
+        g = Norm.of(op, x.shape, num_groups, weight=weight, bias=bias)
+        x = self.dense(x, memory_format.of(x))
+        y = memory_format.empty(self.xp, x.shape, x.dtype, memory_format.of(x))
+        mean, rstd = (self.xp.empty((g.N, g.G), np.float32) for _ in range(2))
+        plan = block_plan(op, "group_norm", x, g.G, g.N * g.G, float(eps))
+        self.run(plan, x, self._vector(weight), self._vector(bias), y, mean, rstd)
+        return y, mean, rstd
+
+    def group_norm_grad(
+        self, grad_output: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, num_groups: int
+    ) -> tuple[Array, Array, Array]:
+        op = "group_norm_grad"
+        check_floats(op, grad_output=grad_output, input=x)
+        g = Norm.of(op, x.shape, num_groups, weight=weight)
+        check_shape(op, "grad_output", grad_output.shape, x.shape)
+        layout = memory_format.of(x)
+        x, dy = self.dense(x, layout), self.dense(grad_output, layout)
+        dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
+        grad_weight, grad_bias = (self.xp.empty(g.C, np.float32) for _ in range(2))
+        self.run(block_plan(op, "group_norm_grad", x, g.G, g.N * g.G), dy, x, self._vector(weight), mean, rstd, dx)
+        self.run(block_plan(op, "group_norm_sums", x, g.G, g.C), dy, x, mean, rstd, grad_weight, grad_bias)
+        vector = x.dtype if weight is None else weight.dtype
+        return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
+
+    def local_response_norm(
+        self, x: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
+    ) -> tuple[Array, Array]:
+        op = "local_response_norm"
+        check_floats(op, input=x)
+        g = Norm.of_window(op, x.shape, size)
+        layout = memory_format.of(x)
+        x = self.dense(x, layout)
+        y, scale = (memory_format.empty(self.xp, x.shape, dtype, layout) for dtype in (x.dtype, np.dtype(np.float32)))
+        self.run(element_plan(op, op, x, g.C, size, float(alpha), float(beta), float(k)), x, y, scale)
+        return y, scale
+
+    def local_response_norm_grad(
+        self, grad_output: Array, x: Array, scale: Array, *, size: int, alpha: float = 1e-4, beta: float = 0.75
+    ) -> Array:
+        op = "local_response_norm_grad"
+        check_floats(op, grad_output=grad_output, input=x)
+        g = Norm.of_window(op, x.shape, size)
+        check_shape(op, "grad_output", grad_output.shape, x.shape)
+        layout = memory_format.of(x)
+        dense = (self.dense(a, layout) for a in (grad_output, x, scale))
+        dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
+        self.run(element_plan(op, op, dx, g.C, size, float(alpha), float(beta)), *dense, dx)
+        return dx
+
+    def grad_bias(self, grad_output: Array, *, axis: int = 1) -> Array:
+        op = "grad_bias"
+        check_floats(op, grad_output=grad_output)
+        if axis % grad_output.ndim != 1:  # a dense layer's rows: (..., K) -> (rows, K)
+            grad_output = self.xp.moveaxis(grad_output, axis, -1).reshape(-1, grad_output.shape[axis])
+        dy = self.dense(grad_output, memory_format.of(grad_output))
+        out = self.xp.empty(dy.shape[1], dy.dtype)
+        self.run(block_plan(op, "grad_bias", dy, dy.shape[1], dy.shape[1]), dy, out)
+        return out
+
+    def _vector(self, vector: Array | None) -> Array | None:
+        return None if vector is None else self.xp.ascontiguousarray(vector, np.float32)

@@ -1,0 +1,115 @@
+"""The CUDA sources as Python sees them: where they are, which instantiations exist, what their arguments are.
+
+The sources are the only list. `kernels/<family>.cu` names each instantiation in a line `DL_KERNEL(...)`; the kernel's
+declaration in `<family>.cuh` gives its argument types; `struct` definitions give the layout of what is passed by value.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dlgpu
+from dlgpu.errors import DtypeError, UnknownName
+
+# C++ scalar -> the NumPy type that has its size
+SCALARS: dict[str, np.dtype] = {
+    "int": np.dtype(np.int32),
+    "unsigned": np.dtype(np.uint32),
+    "long long": np.dtype(np.int64),
+    "unsigned long long": np.dtype(np.uint64),
+    "float": np.dtype(np.float32),
+}
+# NumPy element type -> the C++ type that kernels are instantiated with
+STORAGE = {"float32": "float", "float16": "__half", "bfloat16": "__nv_bfloat16"}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One argument of a kernel: a pointer, a scalar, or a struct of 32-bit ints (`type` is then a structured dtype)."""
+
+    name: str
+    pointer: bool
+    type: np.dtype | None
+
+
+@cache
+def folder() -> Path:
+    """Where the sources are: in the installed package, else beside it in a checkout."""
+    package = Path(dlgpu.__file__).parent
+    installed = package / "kernels"
+    return installed if installed.is_dir() else package.parent / "kernels"
+
+
+@cache
+def families() -> dict[str, tuple[str, ...]]:
+    """Family -> the names of its instantiations, in the order of its .cu file."""
+    pattern = re.compile(r"^DL_KERNEL\((.+)\)$", re.MULTILINE)
+    return {path.stem: tuple(pattern.findall(path.read_text())) for path in sorted(folder().glob("*.cu"))}
+
+
+@cache
+def family_of(kernel: str) -> str:
+    """The family that instantiates `kernel`; raises `UnknownName`."""
+    for family, names in families().items():
+        if kernel in names:
+            return family
+    raise UnknownName("kernels", "kernel", kernel, [name for names in families().values() for name in names])
+
+
+@cache
+def parameters(kernel: str) -> tuple[Parameter, ...]:
+    """The arguments of a kernel, from its declaration."""
+    text = _code(family_of(kernel))
+    name = kernel.split("<")[0].removeprefix("dl::")
+    found = re.search(rf"__global__\s+void[^;{{]*?\b{name}\(([^{{]*?)\)\s*\{{", text)
+    if found is None:
+        raise UnknownName("kernels", "kernel declaration", name, families())
+    return tuple(_parameter(" ".join(part.split())) for part in found.group(1).split(","))
+
+
+def _parameter(declaration: str) -> Parameter:
+    declaration = declaration.replace("__restrict__", "").replace("const ", "").strip()
+    kind, name = declaration.rsplit(None, 1) if "*" not in declaration else declaration.rsplit("*", 1)
+    if "*" in declaration:
+        return Parameter(name.strip(), True, None)
+    kind = kind.strip()
+    return Parameter(name, False, SCALARS.get(kind) or struct(kind))
+
+
+@cache
+def struct(name: str) -> np.dtype:
+    """The NumPy twin of a POD struct of 32-bit ints (other such structs may be members)."""
+    text = "\n".join(path.read_text() for path in sorted(folder().glob("*.cuh")))
+    found = re.search(rf"struct {name} \{{(.*?)\}};", text, re.DOTALL)
+    if found is None:
+        raise UnknownName("kernels", "struct", name, SCALARS)
+    fields: list[tuple[str, np.dtype]] = []
+    for line in re.sub(r"//[^\n]*", "", found.group(1)).split(";"):
+        if line.strip():
+            kind, names = line.split(None, 1)
+            fields += [(field.strip(), SCALARS.get(kind) or struct(kind)) for field in names.split(",")]
+    return np.dtype(fields)
+
+
+def _code(family: str) -> str:
+    return re.sub(r"//[^\n]*", "", (folder() / f"{family}.cuh").read_text())
+
+
+def storage(op: str, dtype: np.dtype) -> str:
+    """The C++ storage type for an array dtype; raises `DtypeError` for one that kernels do not have."""
+    if str(dtype) not in STORAGE:
+        raise DtypeError(f"[{op}] kernels take {', '.join(STORAGE)}; got {dtype}")
+    return STORAGE[str(dtype)]
+
+
+def pack(type_name: str, *values: Any, **named: Any) -> np.ndarray:
+    """A struct as a 0-d structured array, from its fields in order or by name."""
+    dtype = struct(type_name)
+    fields = tuple(values) if values else tuple(named[name] for name in dtype.names or ())
+    return np.array(fields, dtype)

@@ -1,0 +1,96 @@
+"""Plans and sources: launch choices are pure functions of shapes, checked without any device."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlgpu.backends.kernels import gemm, im2col, pool, sources
+from dlgpu.backends.kernels.geometry import window
+from dlgpu.backends.kernels.plan import MOST_BLOCKS, MOST_ELEMENTS, MOST_YZ, THREADS, elementwise
+from dlgpu.backends.shapes import Gemm, Pool2d, Window2d
+from dlgpu.errors import DtypeError, ShapeError, UnknownName
+
+EDGES = (1, 63, 64, 65, 127, 128, 129, 1000)
+
+
+def test_every_instantiation_has_readable_parameters() -> None:
+    for names in sources.families().values():
+        assert len(names) == len(set(names))
+        for name in names:
+            assert sources.parameters(name), name
+            assert all(p.pointer or p.type is not None for p in sources.parameters(name))
+
+
+def test_structs_match_their_static_asserts() -> None:
+    text = "\n".join(path.read_text() for path in sources.folder().glob("*.cuh"))
+    for name, fields in (("Strides", 4), ("Window2d", 14), ("AvgPool", 18), ("Gemm", 6)):
+        assert sources.struct(name).itemsize == 4 * fields
+        assert f"static_assert(sizeof({name}) == {fields} * 4" in text
+
+
+def test_window_fields_arrive_under_their_names() -> None:
+    w = Window2d.make("t", (2, 3, 11, 13), (3, 5), (2, 1), ((1, 0), (2, 3)), (1, 2))
+    packed = window(w)
+    for name in "NCHWRSPQ":
+        assert packed[name] == getattr(w, name)
+    assert [int(packed[f]) for f in ("stride_h", "stride_w", "pad_top", "pad_left")] == [2, 1, 1, 2]
+    assert [int(packed[f]) for f in ("dilation_h", "dilation_w")] == [1, 2]
+
+
+@pytest.mark.parametrize("count", [0, 1, THREADS - 1, THREADS, THREADS + 1, MOST_BLOCKS * THREADS + 1, MOST_ELEMENTS])
+def test_elementwise_grids_cover_every_element(count: int) -> None:
+    plan = elementwise("op", "kernel", count)
+    blocks = plan.grid[0]
+    assert plan.empty == (count == 0)
+    assert blocks <= MOST_BLOCKS
+    assert blocks * THREADS >= count or blocks == MOST_BLOCKS  # the loop goes round again
+
+
+def test_too_many_elements() -> None:
+    with pytest.raises(ShapeError, match=r"\[op\] kernels index with 32 bits"):
+        elementwise("op", "kernel", MOST_ELEMENTS + 1)
+
+
+@pytest.mark.parametrize("m", EDGES)
+@pytest.mark.parametrize("n", EDGES)
+def test_gemm_tiles_cover_the_output(m: int, n: int) -> None:
+    plan = gemm.plan("gemm", Gemm(3, m, n, 17), "float", False, True, 1.0, 0.0)
+    tile = next(t for t in gemm.TILES if ", ".join(map(str, t)) in plan.kernel)
+    assert plan.grid[0] * tile[1] >= n > (plan.grid[0] - 1) * tile[1]
+    assert plan.grid[1] * tile[0] >= m > (plan.grid[1] - 1) * tile[0]
+    assert plan.grid[2] == 3
+    assert plan.kernel in sources.families()["gemm"]
+
+
+def test_gemm_takes_large_tiles_only_where_they_fill_the_gpu() -> None:
+    assert "128, 128, 8" in gemm.plan("gemm", Gemm(1, 4096, 4096, 64), "float", False, False, 1.0, 0.0).kernel
+    assert "64, 64, 16" in gemm.plan("gemm", Gemm(1, 512, 512, 64), "float", False, False, 1.0, 0.0).kernel
+
+
+def test_gemm_batches_beyond_the_grid_limit_go_round() -> None:
+    assert gemm.plan("gemm", Gemm(70_000, 8, 8, 8), "float", False, False, 1.0, 0.0).grid[2] == MOST_YZ
+    with pytest.raises(ShapeError, match="at most"):
+        gemm.plan("gemm", Gemm(1, MOST_YZ * 128 + 1, 1, 8), "float", False, False, 1.0, 0.0)
+
+
+def test_plans_print_themselves() -> None:
+    x = np.zeros((2, 3, 8, 8), np.float32)
+    w = Window2d.make("im2col", x.shape, 3, 1, 0, 1)
+    text = str(im2col.plan("im2col", "im2col", w, x))
+    assert text.startswith("dl::im2col<float> on grid ")
+    assert "block 256x1x1" in text
+
+
+def test_wide_windows_take_two_byte_places() -> None:
+    x = np.zeros((1, 1, 20, 20), np.float32)
+    g = Pool2d.of("max_pool2d", x.shape, 17, 1, 0, 1, False)
+    argmax = np.zeros(g.output_shape, g.argmax_dtype)
+    assert pool.max_plan("max_pool2d", g, x, argmax, x, x).kernel == "dl::max_pool2d<float, unsigned short>"
+
+
+def test_unknown_kernels_and_dtypes() -> None:
+    with pytest.raises(UnknownName, match="unknown kernel"):
+        sources.parameters("dl::im2coll<float>")
+    with pytest.raises(DtypeError, match=r"\[conv2d\] kernels take float32, float16, bfloat16; got float64"):
+        sources.storage("conv2d", np.dtype(np.float64))
