@@ -91,7 +91,7 @@ def backward(root: Tensor, grad: Any, retain_graph: bool) -> None:
     """Add d root / d leaf, weighted with `grad`, to every leaf's `.grad`."""
     start: Node | Tensor | None = root.node or (root if root.requires_grad else None)
     if start is None:
-        raise AutogradError("[backward] this tensor does not depend on any tensor with requires_grad=True")
+        raise AutogradError("[backward] the tensor must depend on one with requires_grad=True; got one that does not")
     if grad is None:
         if root.size != 1:
             raise AutogradError(f"[backward] only a scalar has an implicit gradient; got shape {root.shape}: pass one")

@@ -178,7 +178,7 @@ class Tensor:
     def requires_grad_(self, requires_grad: bool = True) -> Tensor:
         """Ask for a gradient here, or stop asking. Only leaves can stop."""
         if not self.is_leaf:
-            raise AutogradError("[requires_grad_] only leaves can be changed; use detach()")
+            raise AutogradError("[requires_grad_] only leaves can be changed; got the result of an op: use detach()")
         if requires_grad and not dtypes.is_float(self.dtype):
             raise DtypeError(f"[requires_grad_] only floating-point tensors can require gradients; got {self.dtype}")
         self.requires_grad = requires_grad
@@ -190,8 +190,8 @@ class Tensor:
         """Refuse where a gradient would silently be wrong; else note that the memory changes."""
         if is_grad_enabled() and (self.requires_grad or any(isinstance(o, Tensor) and o.requires_grad for o in others)):
             raise AutogradError(
-                f"[{op}] a tensor that takes part in a gradient cannot be changed in place; "
-                "work on a new tensor, or use `with dlgpu.no_grad():`"
+                f"[{op}] a tensor that takes part in a gradient cannot be changed in place; got one of shape "
+                f"{self.shape}: work on a new tensor, or use `with dlgpu.no_grad():`"
             )
         self.version.count += 1
 
@@ -534,7 +534,11 @@ def _unbroadcast(grad: Any, like: Any) -> Any:
 
 
 def _move(t: Tensor, target: Contract) -> Any:
-    return target.xp.asarray(t.numpy())
+    """A copy in the target's memory, in the same format."""
+    values = t.numpy()
+    out = memory_format.empty(target.xp, values.shape, values.dtype, memory_format.of(values))
+    out[...] = target.xp.asarray(values)
+    return out
 
 
 def as_tensor(value: Any, like: Tensor) -> Tensor:
@@ -616,7 +620,7 @@ def rand(*shape: int, dtype: Any = dtypes.float32, device: str = "cpu", requires
 def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     """Join along an existing axis; the other sizes must agree."""
     if not tensors:
-        raise ShapeError("[cat] needs at least one tensor")
+        raise ShapeError("[cat] needs at least one tensor; got none")
     (axis,) = tensors[0]._axes("cat", dim)
     parts = [as_tensor(t, tensors[0]) for t in tensors]
     rest = {t.shape[:axis] + t.shape[axis + 1 :] for t in parts if t.ndim == parts[0].ndim}

@@ -13,27 +13,33 @@ static_assert(sizeof(Rows) == 3 * 4, "Python passes 3 packed ints");
 // Where the first class of row number `row` lies.
 __device__ inline int row_start(Rows g, int row) { return row / g.inner * g.classes * g.inner + row % g.inner; }
 
-// log(sum(exp(x))) of a row. A row that is -inf throughout must not become inf - inf, so the peak is replaced there.
+// The greatest element of a row and the sum of exp(x - peak). They are kept apart: their log-sum-exp would lose the digits
+// of the sum where the peak is large. A row that is -inf throughout must not become inf - inf, so its peak is taken as 0.
+struct Line {
+  float peak, sum;
+};
+
 template <typename T>
-__device__ float log_sum_exp(const T* __restrict__ x, Rows g) {
+__device__ Line line_of(const T* __restrict__ x, Rows g) {
   float peak = Max::start();
   for (int c = threadIdx.x; c < g.classes; c += blockDim.x) peak = Max::join(peak, to_float(x[c * g.inner]));
   peak = block_reduce<Max>(peak);
   const float safe = fabsf(peak) < infinity() ? peak : 0.0f;
   float sum = 0.0f;
   for (int c = threadIdx.x; c < g.classes; c += blockDim.x) sum += expf(to_float(x[c * g.inner]) - safe);
-  return logf(block_reduce<Sum>(sum)) + safe;
+  return {safe, block_reduce<Sum>(sum)};
 }
 
-// x -> exp(x - lse), or x - lse for the logarithm.
+// x -> exp(x - peak) / sum, or its logarithm.
 template <typename T, bool Log>
 __global__ void __launch_bounds__(256) softmax(const T* __restrict__ x, T* __restrict__ y, Rows g) {
   for (int row = blockIdx.x; row < g.outer * g.inner; row += gridDim.x) {
     const int start = row_start(g, row);
-    const float lse = log_sum_exp(x + start, g);
+    const Line line = line_of(x + start, g);
+    const float log_sum = logf(line.sum);
     for (int c = threadIdx.x; c < g.classes; c += blockDim.x) {
-      const float shifted = to_float(x[start + c * g.inner]) - lse;
-      y[start + c * g.inner] = from_float<T>(Log ? shifted : expf(shifted));
+      const float shifted = to_float(x[start + c * g.inner]) - line.peak;
+      y[start + c * g.inner] = from_float<T>(Log ? shifted - log_sum : expf(shifted) / line.sum);
     }
   }
 }
@@ -65,10 +71,11 @@ __global__ void __launch_bounds__(256)
                   float* __restrict__ lse_out, Rows g, float smoothing, long long ignore_index) {
   for (int row = blockIdx.x; row < g.outer * g.inner; row += gridDim.x) {
     const T* const x = logits + row_start(g, row);
-    const float lse = log_sum_exp(x, g);
+    const Line line = line_of(x, g);
+    const float log_sum = logf(line.sum);
     float mean = 0.0f;
     if (smoothing != 0.0f) {
-      for (int c = threadIdx.x; c < g.classes; c += blockDim.x) mean += to_float(x[c * g.inner]);
+      for (int c = threadIdx.x; c < g.classes; c += blockDim.x) mean += to_float(x[c * g.inner]) - line.peak;
       mean = block_reduce<Sum>(mean) / g.classes;
     }
     if (threadIdx.x == 0) {
@@ -76,12 +83,12 @@ __global__ void __launch_bounds__(256)
       float value = 0.0f;
       if (t != ignore_index) {
         const bool known = t >= 0 && t < g.classes;
-        const float own = known ? to_float(x[(int)t * g.inner]) : infinity() - infinity();
-        value = lse - own;
-        if (smoothing != 0.0f) value = (1.0f - smoothing) * value + smoothing * (lse - mean);
+        const float own = known ? to_float(x[(int)t * g.inner]) - line.peak : infinity() - infinity();
+        value = log_sum - own;
+        if (smoothing != 0.0f) value = (1.0f - smoothing) * value + smoothing * (log_sum - mean);
       }
       loss[row] = value;
-      lse_out[row] = lse;
+      lse_out[row] = log_sum + line.peak;
     }
   }
 }

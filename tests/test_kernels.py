@@ -1,4 +1,4 @@
-"""Every kernel, run on a CPU through the host launcher, against the reference.
+"""The kernels of im2col, matrix products and pooling against the reference, on the CPU and on a GPU if there is one.
 
 The reference itself is checked against float64 loops elsewhere. Results may differ from it by the rounding of sums in
 another order: the bounds below say how much that is, and grow with the length of the sums.
@@ -11,23 +11,52 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from dlgpu.backends.launchers.host import HostLauncher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlgpu import memory_format
+from dlgpu import backends, memory_format
 from dlgpu.backends import reference
-from dlgpu.backends.kernels import KernelBackend
 from dlgpu.errors import BackendUnavailable
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16)
 LAYOUTS = memory_format.FORMATS
 
 
-@pytest.fixture(scope="session")
-def host() -> KernelBackend:
+class OnDevice:
+    """A kernel backend that takes and returns NumPy arrays, so that one test serves the CPU and the GPU."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+
+    def __getattr__(self, op: str) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
+            moved = [self._to(a) if isinstance(a, np.ndarray) else a for a in args]
+            result = getattr(self.backend, op)(*moved, **options)
+            for mine, theirs in zip(args, moved, strict=True):  # optimizer steps and running statistics work in place
+                if isinstance(mine, np.ndarray):
+                    mine[...] = self._from(theirs)
+            return tuple(map(self._from, result)) if isinstance(result, tuple) else self._from(result)
+
+        return call
+
+    def _to(self, a: np.ndarray) -> Any:
+        out = memory_format.empty(self.backend.xp, a.shape, a.dtype, memory_format.of(a))
+        out[...] = self.backend.xp.asarray(a)
+        return out
+
+    def _from(self, a: Any) -> Any:
+        if a is None or isinstance(a, np.ndarray):
+            return a
+        out = memory_format.empty(np, a.shape, a.dtype, memory_format.of(a))
+        out[...] = a.get()
+        return out
+
+
+@pytest.fixture(scope="session", params=["host", pytest.param("cuda:cupy", marks=pytest.mark.gpu)])
+def kernels(request: pytest.FixtureRequest) -> Any:
+    """Every way to run the kernels that this machine has."""
     try:
-        return KernelBackend("host", "host-kernels", HostLauncher())
+        return OnDevice(backends.get(request.param))
     except BackendUnavailable as error:
         pytest.skip(str(error))
 
@@ -68,14 +97,14 @@ WINDOWS = [
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding", "dilation"), WINDOWS)
 def test_im2col(
-    host: KernelBackend, dtype: Any, layout: Any, shape: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
+    kernels: Any, dtype: Any, layout: Any, shape: Any, kernel: Any, stride: Any, padding: Any, dilation: Any
 ) -> None:
     how = dict(kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
     x = values(1, shape, dtype, layout)
     col = reference.im2col(x, **how)
-    np.testing.assert_array_equal(host.im2col(x, **how), col)  # a copy: exact
+    np.testing.assert_array_equal(kernels.im2col(x, **how), col)  # a copy: exact
     parts = values(2, col.shape, dtype)
-    check(host.col2im(parts, input_shape=shape, **how), reference.col2im(parts, input_shape=shape, **how), 25)
+    check(kernels.col2im(parts, input_shape=shape, **how), reference.col2im(parts, input_shape=shape, **how), 25)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -83,7 +112,7 @@ def test_im2col(
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding", "dilation"), WINDOWS)
 def test_max_pool(
-    host: KernelBackend,
+    kernels: Any,
     dtype: Any,
     layout: Any,
     ceil_mode: bool,
@@ -103,19 +132,19 @@ def test_max_pool(
         x.reshape(-1)[7:9] = np.nan
         x[0, 0, :2] = -np.inf
     y, argmax = reference.max_pool2d(x, **how)
-    got_y, got_argmax = host.max_pool2d(x, **how)
+    got_y, got_argmax = kernels.max_pool2d(x, **how)
     np.testing.assert_array_equal(got_argmax, argmax)
     np.testing.assert_array_equal(got_y.astype(np.float32), y.astype(np.float32))
     assert memory_format.of(got_y) == memory_format.of(y)
     dy = values(4, y.shape, dtype, layout)
     expected = reference.max_pool2d_grad(dy, argmax, input_shape=shape, **how)
-    check(host.max_pool2d_grad(dy, argmax, input_shape=shape, **how), expected, 9)
+    check(kernels.max_pool2d_grad(dy, argmax, input_shape=shape, **how), expected, 9)
 
 
-def test_max_pool_of_large_windows(host: KernelBackend) -> None:
+def test_max_pool_of_large_windows(kernels: Any) -> None:
     x = values(5, (1, 2, 19, 19), np.float32)
     expected = reference.max_pool2d(x, kernel_size=17, stride=1)
-    got = host.max_pool2d(x, kernel_size=17, stride=1)
+    got = kernels.max_pool2d(x, kernel_size=17, stride=1)
     assert got[1].dtype == np.uint16
     for a, b in zip(got, expected, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -127,7 +156,7 @@ def test_max_pool_of_large_windows(host: KernelBackend) -> None:
 @pytest.mark.parametrize("ceil_mode", [False, True])
 @pytest.mark.parametrize(("shape", "kernel", "stride", "padding"), [w[:4] for w in WINDOWS if w[1] != 1 and w[4] == 1])
 def test_avg_pool(
-    host: KernelBackend,
+    kernels: Any,
     dtype: Any,
     layout: Any,
     count_include_pad: bool,
@@ -143,10 +172,10 @@ def test_avg_pool(
     )
     x = values(6, shape, dtype, layout)
     y = reference.avg_pool2d(x, **how)
-    check(host.avg_pool2d(x, **how), y, 25)
+    check(kernels.avg_pool2d(x, **how), y, 25)
     dy = values(7, y.shape, dtype, layout)
     expected = reference.avg_pool2d_grad(dy, input_shape=shape, **how)
-    check(host.avg_pool2d_grad(dy, input_shape=shape, **how), expected, 25)
+    check(kernels.avg_pool2d_grad(dy, input_shape=shape, **how), expected, 25)
 
 
 # Around the edges of the 64 and 128 tiles, of the tile depths 8 and 16, and of the groups of four.
@@ -157,46 +186,46 @@ SIZES = [(1, 1, 1), (3, 5, 7), (63, 64, 8), (64, 65, 9), (65, 63, 16), (4, 130, 
 @pytest.mark.parametrize("transpose_a", [False, True])
 @pytest.mark.parametrize("transpose_b", [False, True])
 @pytest.mark.parametrize(("m", "n", "k"), SIZES)
-def test_gemm(host: KernelBackend, dtype: Any, transpose_a: bool, transpose_b: bool, m: int, n: int, k: int) -> None:
+def test_gemm(kernels: Any, dtype: Any, transpose_a: bool, transpose_b: bool, m: int, n: int, k: int) -> None:
     how = dict(transpose_a=transpose_a, transpose_b=transpose_b)
     a, b = values(8, (k, m) if transpose_a else (m, k), dtype), values(9, (n, k) if transpose_b else (k, n), dtype)
-    check(host.gemm(a, b, **how), reference.gemm(a, b, **how), k)
+    check(kernels.gemm(a, b, **how), reference.gemm(a, b, **how), k)
     c = values(10, (m, n), dtype)
     how |= dict(alpha=0.5, beta=-2.0)
-    check(host.gemm(a, b, c, **how), reference.gemm(a, b, c, **how), k, 3)
+    check(kernels.gemm(a, b, c, **how), reference.gemm(a, b, c, **how), k, 3)
 
 
 @pytest.mark.parametrize(("m", "n"), [(1408, 1500), (1409, 1537)])
-def test_gemm_large_tiles(host: KernelBackend, m: int, n: int) -> None:
+def test_gemm_large_tiles(kernels: Any, m: int, n: int) -> None:
     a, b = values(11, (m, 19), np.float32), values(12, (19, n), np.float32)
-    check(host.gemm(a, b), reference.gemm(a, b), 19)
+    check(kernels.gemm(a, b), reference.gemm(a, b), 19)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 4, 5), (36, 9, 7, 10), (0, 3, 4, 5)])
-def test_batched_gemm(host: KernelBackend, shape: tuple[int, int, int, int]) -> None:
+def test_batched_gemm(kernels: Any, shape: tuple[int, int, int, int]) -> None:
     batch, m, n, k = shape
     a, b = values(13, (batch, m, k), np.float32), values(14, (batch, n, k), np.float32)
-    got = host.batched_gemm(a, b, transpose_b=True)
+    got = kernels.batched_gemm(a, b, transpose_b=True)
     check(got, reference.batched_gemm(a, b, transpose_b=True), k)
 
 
-def test_gemm_without_inner_size_is_zero(host: KernelBackend) -> None:
+def test_gemm_without_inner_size_is_zero(kernels: Any) -> None:
     a, b = np.zeros((3, 0), np.float32), np.zeros((0, 5), np.float32)
-    np.testing.assert_array_equal(host.gemm(a, b), np.zeros((3, 5), np.float32))
+    np.testing.assert_array_equal(kernels.gemm(a, b), np.zeros((3, 5), np.float32))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_linear_and_gradients(host: KernelBackend, dtype: Any) -> None:
+def test_linear_and_gradients(kernels: Any, dtype: Any) -> None:
     x, w, b, dy = (values(i, s, dtype) for i, s in enumerate([(5, 3, 33), (18, 33), (18,), (5, 3, 18)]))
-    check(host.linear(x, w, b), reference.linear(x, w, b), 33)
-    check(host.linear(x, w), reference.linear(x, w), 33)
-    check(host.linear_grad_input(dy, w), reference.linear_grad_input(dy, w), 18)
-    check(host.linear_grad_weight(dy, x), reference.linear_grad_weight(dy, x), 15)
+    check(kernels.linear(x, w, b), reference.linear(x, w, b), 33)
+    check(kernels.linear(x, w), reference.linear(x, w), 33)
+    check(kernels.linear_grad_input(dy, w), reference.linear_grad_input(dy, w), 18)
+    check(kernels.linear_grad_weight(dy, x), reference.linear_grad_weight(dy, x), 15)
 
 
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_random_geometry(host: KernelBackend, data: st.DataObject) -> None:
+def test_random_geometry(kernels: Any, data: st.DataObject) -> None:
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
@@ -206,9 +235,9 @@ def test_random_geometry(host: KernelBackend, data: st.DataObject) -> None:
     shape = (draw(1, 2), draw(1, 5), draw(reach[0], reach[0] + 6), draw(reach[1], reach[1] + 6))
     how = dict(kernel_size=kernel, stride=stride, padding=padding, dilation=dilation)
     x = values(draw(0, 99), shape, np.float32, data.draw(st.sampled_from(LAYOUTS)))
-    np.testing.assert_array_equal(host.im2col(x, **how), reference.im2col(x, **how))
+    np.testing.assert_array_equal(kernels.im2col(x, **how), reference.im2col(x, **how))
     y, argmax = reference.max_pool2d(x, **how)
-    np.testing.assert_array_equal(host.max_pool2d(x, **how)[1], argmax)
+    np.testing.assert_array_equal(kernels.max_pool2d(x, **how)[1], argmax)
     dy = values(1, y.shape, np.float32, memory_format.of(x))
     expected = reference.max_pool2d_grad(dy, argmax, input_shape=shape, **how)
-    check(host.max_pool2d_grad(dy, argmax, input_shape=shape, **how), expected, 16)
+    check(kernels.max_pool2d_grad(dy, argmax, input_shape=shape, **how), expected, 16)

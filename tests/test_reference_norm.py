@@ -66,7 +66,7 @@ def test_batch_norm_infer(ops: Any, make: Make, shape: tuple[int, ...], affine: 
 
 @pytest.mark.parametrize("training", [True, False])
 @affine
-@each_shape
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s[1] > 1], ids=str)  # one sum alone may cancel to any error
 def test_batch_norm_grad(ops: Any, make: Make, shape: tuple[int, ...], affine: str, training: bool) -> None:
     x, grad = make(*shape), make(*shape)
     weight, _ = parameters(make, affine, shape[1])

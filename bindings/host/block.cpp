@@ -15,8 +15,9 @@
 #ifdef DL_ASAN
 #include <sanitizer/asan_interface.h>
 #else
-#define ASAN_POISON_MEMORY_REGION(address, bytes)
-#define ASAN_UNPOISON_MEMORY_REGION(address, bytes)
+static void __asan_poison_memory_region(const void*, size_t) {}
+static void __asan_unpoison_memory_region(const void*, size_t) {}
+static void __asan_set_error_report_callback(void (*)(const char*)) {}
 #endif
 
 uint3 threadIdx, blockIdx;
@@ -130,6 +131,8 @@ void complete(unsigned warp_index, unsigned lane) {
   Thread* lanes = threads + 32 * warp_index;
   unsigned who = lanes[lane].mask & warp.live;
   if ((warp.arrived & who) != who) return;
+  for (unsigned i = 0; i < 32; ++i)
+    if (who >> i & 1 && lanes[i].mask != lanes[lane].mask) return;  // it waits at another operation
   lanes[lane].operation(lanes, who);
   warp.arrived &= ~who;
   for (unsigned i = 0; i < 32; ++i)
@@ -190,7 +193,7 @@ void place(const char* name, unsigned bytes, unsigned element_bytes) {
   char* begin = shared_memory + arena_used;
   arena_used += (bytes + kRedZone - 1) / kRedZone * kRedZone + kRedZone;
   if (arena_used > kArenaBytes) fail("too many __shared__ variables");
-  ASAN_UNPOISON_MEMORY_REGION(begin, bytes);
+  __asan_unpoison_memory_region(begin, bytes);
   memset(begin, 0xFF, bytes);  // NaN in every floating-point type, so that a read before a write is seen
   shared_pieces.push_back({name, begin, bytes, element_bytes});
   check::new_shared(shared_pieces.back());
@@ -224,6 +227,12 @@ void run_block() {
   }
   prepare_fibers();
   throw std::runtime_error("[" + kernel->name + "] " + error);
+}
+
+// AddressSanitizer ends the process after its report; this adds whose doing it was.
+void name_thread(const char*) {
+  if (self)
+    fprintf(stderr, "[%s] block %s thread %s\n", kernel->name.c_str(), describe(blockIdx).c_str(), describe(self->index).c_str());
 }
 
 void check_limits(dim3 grid, dim3 block, long long shared_bytes) {
@@ -323,13 +332,14 @@ void warp_operation(const char* name, unsigned mask, void* operands, WarpOperati
   self->operands = operands;
   self->pc = pc;
   if (!(mask >> self->lane & 1)) fail(std::string(name) + " (" + position(*self) + ") by a lane not in its mask");
-  if (unsigned there = warp.arrived & mask) {  // one of them speaks for all: they agreed when they came
+  for (unsigned there = warp.arrived & mask; there; there &= there - 1) {
     const Thread& other = threads[32 * warp_index + __builtin_ctz(there)];
+    if (!(other.mask >> self->lane & 1)) continue;  // it waits for others, and may come here later
     bool agrees = other.mask == mask && other.operation == operation &&
                   (other.waits_for == name || !strcmp(other.waits_for, name));
-    if (!agrees)
-      fail("divergent warp: this lane is at " + std::string(name) + " (" + position(*self) + ") while lane " +
-           std::to_string(other.lane) + " waits at " + other.waits_for + " (" + position(other) + ")");
+    if (agrees) break;  // and so do the rest: they agreed with it when they came
+    fail("divergent warp: this lane is at " + std::string(name) + " (" + position(*self) + ") while lane " +
+         std::to_string(other.lane) + " waits at " + other.waits_for + " (" + position(other) + ")");
   }
   warp.arrived |= 1u << self->lane;
   wait(name);
@@ -355,7 +365,8 @@ void launch(const Kernel& what, dim3 grid, dim3 block, void** values, const std:
   begin_threads();
   check::begin_launch(memory);
 
-  ASAN_POISON_MEMORY_REGION(shared_memory, kArenaBytes);
+  __asan_set_error_report_callback(&name_thread);
+  __asan_poison_memory_region(shared_memory, kArenaBytes);
   shared_pieces.clear();
   static_bytes = 0;
   arena_used = kRedZone;

@@ -26,19 +26,18 @@ DL_THIN unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return r;
 }
 
-// min and max of mixed types, as CUDA has them. Those of floats drop a NaN, like fminf.
-template <typename A, typename B>
-DL_THIN constexpr std::common_type_t<A, B> min(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  if constexpr (std::is_floating_point_v<T>) return T(std::fmin(T(a), T(b)));
-  else return T(b) < T(a) ? T(b) : T(a);
-}
-template <typename A, typename B>
-DL_THIN constexpr std::common_type_t<A, B> max(A a, B b) {
-  using T = std::common_type_t<A, B>;
-  if constexpr (std::is_floating_point_v<T>) return T(std::fmax(T(a), T(b)));
-  else return T(a) < T(b) ? T(b) : T(a);
-}
+// min and max of mixed types, as CUDA has them: of two integers or of two floats. Those of floats drop a NaN, like fminf.
+#define DL_EXTREME(name, of_floats, b_wins)                                                             \
+  template <typename A, typename B>                                                                     \
+  DL_THIN constexpr std::common_type_t<A, B> name(A a, B b) {                                           \
+    static_assert(std::is_floating_point_v<A> == std::is_floating_point_v<B>, "ambiguous for nvcc");    \
+    using T = std::common_type_t<A, B>;                                                                 \
+    if constexpr (std::is_floating_point_v<T>) return T(of_floats(T(a), T(b)));                         \
+    else return b_wins ? T(b) : T(a);                                                                   \
+  }
+DL_EXTREME(min, std::fmin, T(b) < T(a))
+DL_EXTREME(max, std::fmax, T(a) < T(b))
+#undef DL_EXTREME
 
 // ---- casts ----
 template <typename To, typename From>

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from dlgpu.backends.contract import Contract
 from dlgpu.errors import BackendUnavailable, UnknownName
 
-# name -> the device its tensors report; "cuda" picks the native module if it was built, else CuPy
 NAMES = ("numpy", "cuda", "cuda:cupy", "cuda:native", "host")
+# device, as a Tensor names it -> backend
 _DEVICES = {"cpu": "numpy", "cuda": "cuda", "host-kernels": "host"}
 
 
 def get(name: str) -> Contract:
     """The backend called `name`: one of `NAMES`, or a device ("cpu", "cuda", "host-kernels").
+
+    "numpy" is the reference. "cuda:cupy" runs the CUDA kernels through CuPy; "cuda" is the best of the cuda backends
+    that are there. "host" runs the same kernels on the CPU, slowly, for tests; it compiles them at first use.
 
     Raises:
         UnknownName: no such backend.
@@ -20,29 +25,44 @@ def get(name: str) -> Contract:
     name = _DEVICES.get(name, name)
     if name not in NAMES:
         raise UnknownName("backends", "backend", name, (*NAMES, *_DEVICES))
-    if name != "numpy":
-        raise BackendUnavailable(
-            f"[backends] {name!r} runs the CUDA kernels, which this version ({_version()}) does not contain yet; "
-            "use 'numpy' (device 'cpu')"
-        )
-    from dlgpu.backends import reference
+    try:
+        return _make("cuda:cupy" if name == "cuda" else name)
+    except BackendUnavailable as error:
+        raise BackendUnavailable(f"[backends] {name!r} is not available: {error}") from error
 
-    return reference
+
+@cache
+def _make(name: str) -> Contract:
+    if name == "numpy":
+        from dlgpu.backends import reference
+
+        return reference
+    from dlgpu.backends.kernels import KernelBackend
+
+    if name == "host":
+        from dlgpu.backends.launchers.host import HostLauncher
+
+        return KernelBackend("host", "host-kernels", HostLauncher())
+    if name == "cuda:cupy":
+        from dlgpu.backends.launchers.cupy import CupyLauncher
+
+        return KernelBackend("cuda:cupy", "cuda", CupyLauncher())
+    raise BackendUnavailable(f"[{name}] the ahead-of-time module is not part of this version; use 'cuda:cupy'")
 
 
 def available() -> dict[str, str]:
-    """For each backend "ready", or the reason why it is not."""
-    report = {}
-    for name in NAMES:
-        try:
+    """For each backend "ready", or the reason why it is not. Compiles nothing."""
+    return {name: _state(name) for name in NAMES}
+
+
+def _state(name: str) -> str:
+    try:
+        if name == "host":
+            from dlgpu.backends.launchers.host import check_requirements
+
+            check_requirements()
+        else:
             get(name)
-            report[name] = "ready"
-        except BackendUnavailable as error:
-            report[name] = str(error)
-    return report
-
-
-def _version() -> str:
-    from dlgpu import __version__
-
-    return __version__
+    except BackendUnavailable as error:
+        return str(error)
+    return "ready"

@@ -7,7 +7,8 @@ itself: `backend.xp` is numpy or cupy.
 What holds for every op:
 
 * **Shapes** are logical: images (N, C, H, W), weights (K, C/groups, R, S). Layout is strides (`dlgpu.memory_format`):
-  outputs have the memory format of the op's first array (for a convolution: channels_last if input or weight is).
+  outputs have the memory format of the op's first array (for a convolution: channels_last if input or weight is; for
+  the gradient of an elementwise op, a normalisation or a loss: that of the input or of what was saved).
 * **dtypes**: float16, bfloat16, float32 storage (the reference also float64), one dtype for all floating arrays of a
   call unless the op says otherwise. Sums, statistics and normalisers are kept in float32 or wider ("acc" below:
   float64 for float64, else float32). Other dtypes raise `DtypeError`.
@@ -28,6 +29,7 @@ from __future__ import annotations
 from typing import Any, Literal, Protocol
 
 from dlgpu.backends.shapes import Padding2d, Size2d
+from dlgpu.errors import ShapeError, UnknownName
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -38,6 +40,15 @@ Activation = Literal["relu", "relu6", "leaky_relu", "elu", "sigmoid", "tanh", "g
 # Which array `activation_grad` takes as `saved`: the output where that is enough (x can then be freed), else the input.
 SAVES_OUTPUT: tuple[Activation, ...] = ("relu", "relu6", "leaky_relu", "elu", "sigmoid", "tanh")
 SAVES_INPUT: tuple[Activation, ...] = ("gelu", "silu", "softplus")
+
+
+def check_activation(op: str, kind: str, alpha: float) -> None:
+    """A known kind, and an alpha with which the gradient can be told from the output's sign."""
+    if kind not in SAVES_OUTPUT + SAVES_INPUT:
+        raise UnknownName(op, "activation", kind, SAVES_OUTPUT + SAVES_INPUT)
+    if kind in ("leaky_relu", "elu") and not alpha >= 0:
+        raise ShapeError(f"[{op}] alpha must not be negative; got {alpha}")
+
 
 Reduction = Literal["sum", "mean", "max"]
 
@@ -81,7 +92,10 @@ class Contract(Protocol):
         transpose_a: bool = False,
         transpose_b: bool = False,
     ) -> Array:
-        """alpha * op(a) @ op(b) + beta * c for matrices; op transposes where asked; no c means no second term."""
+        """alpha * op(a) @ op(b) + beta * c for matrices; op transposes where asked.
+
+        Without c, or with beta 0 (c is not read then), there is no second term.
+        """
         ...
 
     def batched_gemm(

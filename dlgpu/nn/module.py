@@ -189,7 +189,7 @@ class Module:
         if missing or unexpected:
             raise CheckpointError(
                 f"[load_state_dict] names must match {type(self).__name__}; "
-                f"missing: {_some(missing)}; unexpected: {_some(unexpected)}"
+                f"got missing: {_some(missing)}; unexpected: {_some(unexpected)}"
             )
         for name, tensor in own.items():
             if tuple(state[name].shape) != tensor.shape:

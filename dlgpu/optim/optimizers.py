@@ -51,13 +51,16 @@ class Optimizer:
             given = list(entry["params"])
             ids = {id(p) for p in given}
             if not all(isinstance(p, Parameter) for p in given) or len(ids) < len(given) or ids & seen:
-                raise ShapeError(f"[{name}] groups must hold Parameters, each once")
+                kinds = sorted({type(p).__name__ for p in given})
+                raise ShapeError(
+                    f"[{name}] groups must hold Parameters, each once; got {len(given)} {', '.join(kinds)}"
+                )
             seen |= ids
             trained = [p for p in given if p.requires_grad]
             if trained:
                 checked.append((trained, own))
         if not checked:
-            raise ShapeError(f"[{name}] all parameters are frozen: there is nothing to train")
+            raise ShapeError(f"[{name}] there must be a parameter to train; got frozen ones only")
         self.groups = [Group(trained, own, self.state_names) for trained, own in checked]
         self.steps = 0
 

@@ -2,8 +2,6 @@
 // the kernel is correct, and no flavour may find fault with it.
 #include "arch.cuh"
 
-namespace {
-
 // Each thread reads its neighbour's value. Bug: no barrier before that.
 template <bool Bug>
 __global__ void missing_syncthreads(const float* x, float* y) {
@@ -166,8 +164,6 @@ __global__ void too_much_shared(float* y) {
   a[threadIdx.x] = b[threadIdx.x] = 1.f;
   y[threadIdx.x] = a[threadIdx.x] + b[threadIdx.x];
 }
-
-}  // namespace
 
 DL_KERNEL(missing_syncthreads<false>)
 DL_KERNEL(missing_syncthreads<true>)

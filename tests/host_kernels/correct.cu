@@ -1,8 +1,6 @@
 // Correct kernels for the tests of the host launcher: no flavour, order or copy timing may find fault with them.
 #include "arch.cuh"
 
-namespace {
-
 struct Line {
   float slope, offset;
   int count;
@@ -230,10 +228,8 @@ __global__ void functions(const float* xs, float* out, int n) {
   float* o = out + 12 * i;
   o[0] = rsqrtf(x), o[1] = __expf(x), o[2] = __fdividef(1.f, x), o[3] = fmaf(x, x, 1.f);
   o[4] = float(__hfma(h, h, h)), o[5] = float(hexp(h)), o[6] = float(b * b + b), o[7] = float(hsqrt(b));
-  o[8] = float(__float2int_rn(x)), o[9] = __int_as_float(__float_as_int(x)), o[10] = min(x, 2), o[11] = __fmul_rn(x, x);
+  o[8] = float(__float2int_rn(x)), o[9] = __int_as_float(__float_as_int(x)), o[10] = min(x, 2.f), o[11] = __fmul_rn(x, x);
 }
-
-}  // namespace
 
 DL_KERNEL(affine<float>)
 DL_KERNEL(affine<__half>)

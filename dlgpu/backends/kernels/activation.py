@@ -5,22 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 from dlgpu import memory_format
-from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation, Array
+from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation, Array, check_activation
 from dlgpu.backends.kernels.launching import Launching
 from dlgpu.backends.kernels.plan import Plan, elementwise
 from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.shapes import check_shape
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import UnknownName
 
 # kind -> its name in kernels/activation.cuh
-KINDS = {kind: "dl::k" + kind.title().replace("_", "") for kind in SAVES_OUTPUT + SAVES_INPUT}
+KINDS: dict[str, str] = {kind: "dl::k" + kind.title().replace("_", "") for kind in SAVES_OUTPUT + SAVES_INPUT}
 
 
 def plan(op: str, kind: str, dtype: Any, count: int, alpha: float) -> Plan:
     """One thread per element."""
-    if kind not in KINDS:
-        raise UnknownName(op, "activation", kind, KINDS)
+    check_activation(op, kind, alpha)
     return elementwise(op, f"dl::{op}<{storage(op, dtype)}, {KINDS[kind]}>", count, count, float(alpha))
 
 

@@ -113,6 +113,7 @@ class GemmOps(Launching):
         shape = (g.M, g.N) if rank == 2 else (g.B, g.M, g.N)
         if c is not None:
             check_shape(op, "c", c.shape, shape)
+            c = c if beta != 0 else None  # as in BLAS, c is not read then: it may hold anything
         out = self.xp.empty(shape, a.dtype)
         chosen = plan(op, g, storage(op, a.dtype), transpose_a, transpose_b, alpha, beta)
         dense = (None if m is None else self.xp.ascontiguousarray(m) for m in (a, b, c, bias))

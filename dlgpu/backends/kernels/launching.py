@@ -12,7 +12,10 @@ from dlgpu.backends.kernels.plan import Dim3, Plan
 class Launcher(Protocol):
     """Runs a kernel by name. `args` are arrays (or None), scalars and packed structs, in the kernel's order."""
 
-    xp: Any
+    @property
+    def xp(self) -> Any:
+        """The array library of its arrays."""
+        ...
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel; raises if its name or arguments do not fit."""

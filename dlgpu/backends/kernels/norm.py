@@ -145,6 +145,7 @@ class NormOps(Launching):
         check_floats(op, grad_output=grad_output, input=x)
         g = Norm.of_window(op, x.shape, size)
         check_shape(op, "grad_output", grad_output.shape, x.shape)
+        check_shape(op, "scale", scale.shape, x.shape)
         layout = memory_format.of(x)
         dense = (self.dense(a, layout) for a in (grad_output, x, scale))
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)

@@ -88,8 +88,9 @@ class HostLauncher:
             )
         sources = sorted(KERNELS.glob("*.cu")) if project_kernels else []
         self._library = build(self.flavour, [*sources, *map(Path, extra_sources)])
-        loader = importlib.machinery.ExtensionFileLoader("dlgpu_host", str(self._library))
-        spec = importlib.util.spec_from_file_location("dlgpu_host", self._library, loader=loader)
+        name = f"{self._library.parent.name}.dlgpu_host"  # pybind11 keeps one module per name, also from other files
+        loader = importlib.machinery.ExtensionFileLoader(name, str(self._library))
+        spec = importlib.util.spec_from_file_location(name, self._library, loader=loader)
         assert spec
         self._module: Any = importlib.util.module_from_spec(spec)
         loader.exec_module(self._module)
@@ -150,10 +151,17 @@ class HostLauncher:
         return {line: taken / needed for line, (taken, needed) in passes.items()}
 
 
-def build(flavour: str, sources: Sequence[Path]) -> Path:
-    """The compiled module of `sources` and the runtime; only objects that no earlier build made are compiled."""
+def check_requirements() -> None:
+    """Everything that a build needs is there; raises `BackendUnavailable`, which names what is not."""
     if not (RUNTIME / "shim.h").exists():
         raise BackendUnavailable(f"[host launcher] needs a source checkout of dlgpu; {RUNTIME} does not exist")
+    for requirement in (_compiler, _cuda_includes, _python_includes):
+        requirement()
+
+
+def build(flavour: str, sources: Sequence[Path]) -> Path:
+    """The compiled module of `sources` and the runtime; only objects that no earlier build made are compiled."""
+    check_requirements()
     kernel_flags, runtime_flags, link_flags = FLAVOURS[flavour]
     compile_ = [_compiler(), *_COMMON, *_machine_flags(), *_cuda_includes(), f"-I{RUNTIME}", f"-I{KERNELS}"]
     jobs: list[tuple[Path, list[str]]] = []
@@ -184,7 +192,7 @@ def _produce(target: Path, command: list[str]) -> None:
     part = target.with_name(f".{target.name}.{os.getpid()}")
     result = subprocess.run([*command, "-o", str(part)], capture_output=True, text=True)
     if result.returncode:
-        errors = [line for line in result.stderr.splitlines() if "error" in line] or result.stderr.splitlines()
+        errors = [line for line in result.stderr.splitlines() if "error:" in line] or result.stderr.splitlines()
         raise DlgpuError(f"[host launcher] {command[-1]} does not compile:\n" + "\n".join(errors[:8]))
     part.replace(target)
 
@@ -199,7 +207,7 @@ def _digest(source: Path, command: list[str]) -> str:
             continue
         seen.add(path)
         text = path.read_bytes()
-        digest.update(path.name.encode() + text)
+        digest.update(str(path).encode() + text)  # the path too: error positions name it
         for name in re.findall(rb'^\s*#\s*include\s*"([^"]+)"', text, re.MULTILINE):
             candidates = [folder / name.decode() for folder in (path.parent, KERNELS, RUNTIME)]
             waiting += [c for c in candidates if c.exists()][:1]

@@ -8,11 +8,10 @@ from collections.abc import Callable
 import numpy as np
 
 from dlgpu import memory_format
-from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation
+from dlgpu.backends.contract import Activation, check_activation
 from dlgpu.backends.reference.common import by_images, finish, masked, widen
 from dlgpu.backends.shapes import check_shape
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import ShapeError, UnknownName
 
 
 def activation(x: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
@@ -90,8 +89,5 @@ _TABLE: dict[str, tuple[Forward, Backward]] = {
 
 
 def _pair(op: str, kind: str, alpha: float) -> tuple[Forward, Backward]:
-    if kind not in _TABLE:
-        raise UnknownName(op, "activation", kind, SAVES_OUTPUT + SAVES_INPUT)
-    if kind in ("leaky_relu", "elu") and not alpha >= 0:  # the gradient is told from the output's sign
-        raise ShapeError(f"[{op}] alpha must not be negative; got {alpha}")
+    check_activation(op, kind, alpha)
     return _TABLE[kind]

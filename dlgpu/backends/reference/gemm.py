@@ -66,7 +66,8 @@ def _product(
         out *= out.dtype.type(alpha)
     if c is not None:
         check_shape(op, "c", c.shape, (g.M, g.N) if rank == 2 else (g.B, g.M, g.N))
-        out += out.dtype.type(beta) * widen(c)
+        if beta != 0:  # as in BLAS, c is not read then: it may hold anything
+            out += out.dtype.type(beta) * widen(c)
     return finish(out, a.dtype)
 
 

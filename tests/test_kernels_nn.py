@@ -1,0 +1,292 @@
+"""The kernels of convolution, normalisation, activations, losses, dropout, optimizers and casts against the reference.
+
+As in test_kernels.py, which has the fixture and the check.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from test_kernels import DTYPES, LAYOUTS, check, kernels, values
+
+from dlgpu import memory_format
+from dlgpu.backends import reference
+from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT
+from dlgpu.backends.kernels import conv
+from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
+
+__all__ = ["kernels"]  # the fixture
+
+# (input shape, K, kernel, stride, padding, dilation, groups)
+CONVOLUTIONS = [
+    ((1, 1, 1, 1), 1, 1, 1, 0, 1, 1),
+    ((2, 3, 9, 7), 5, 3, 1, 1, 1, 1),
+    ((2, 4, 8, 9), 6, (3, 2), (2, 1), ((1, 0), (0, 2)), 1, 2),
+    ((1, 6, 7, 7), 6, 3, 1, 1, 1, 6),
+    ((2, 2, 11, 11), 3, 3, 2, 2, 2, 1),
+    ((3, 70, 4, 4), 65, 1, 1, 0, 1, 1),
+    ((0, 3, 5, 5), 4, 3, 1, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "padding", "dilation", "groups"), CONVOLUTIONS)
+def test_conv2d_and_gradients(
+    kernels: Any,
+    dtype: Any,
+    layout: Any,
+    shape: Any,
+    out: int,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: int,
+    groups: int,
+) -> None:
+    how = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
+    x = values(1, shape, dtype, layout)
+    r, s = (kernel, kernel) if isinstance(kernel, int) else kernel
+    w = values(2, (out, shape[1] // groups, r, s), dtype, layout)
+    b = values(3, (out,), dtype)
+    y = reference.conv2d(x, w, b, **how)
+    terms = w[0].size
+    check(kernels.conv2d(x, w, b, **how), y, terms, 3)
+    check(kernels.conv2d(x, w, **how), reference.conv2d(x, w, **how), terms, 3)
+    dy = values(4, y.shape, dtype, layout)
+    dx = reference.conv2d_grad_input(dy, w, input_shape=shape, **how)
+    got = kernels.conv2d_grad_input(dy, w, input_shape=shape, **how)
+    check_stored(got, dx, r * s, out // groups * r * s)
+    pixels = max(1, y.shape[0] * y.shape[2] * y.shape[3])
+    dw = reference.conv2d_grad_weight(dy, x, weight_shape=w.shape, **how)
+    check(kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, **how), dw, pixels, 3)
+    check(kernels.grad_bias(dy), reference.grad_bias(dy), pixels, 3)
+
+
+def check_stored(actual: np.ndarray, expected: np.ndarray, adds: int, terms: int) -> None:
+    """Like `check`, for col2im: each of `adds` summands is rounded to the storage type before they are added."""
+    assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+    assert memory_format.of(actual) == memory_format.of(expected)
+    unit = float(ml_dtypes.finfo(actual.dtype).eps)
+    wide, truth = actual.astype(np.float64), expected.astype(np.float64)
+    size = np.abs(truth).max(initial=1.0)
+    bound = unit * (adds + 1) * size + terms**1.5 * 2.0**-21
+    assert (np.abs(wide - truth) <= bound).all(), np.abs(wide - truth).max() / bound
+
+
+def test_convolution_in_rounds(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A workspace for one image at a time gives the same."""
+    x, w = values(5, (3, 4, 8, 8), np.float32), values(6, (5, 4, 3, 3), np.float32)
+    dy = values(7, (3, 5, 8, 8), np.float32)
+    whole = kernels.conv2d(x, w, padding=1), kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1)
+    monkeypatch.setattr(conv, "WORKSPACE_BYTES", 1)
+    np.testing.assert_array_equal(kernels.conv2d(x, w, padding=1), whole[0])
+    np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1), whole[1])
+    got = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, padding=1)
+    check(got, reference.conv2d_grad_weight(dy, x, weight_shape=w.shape, padding=1), 192, 3)
+
+
+def test_algorithms_without_a_kernel_say_so(kernels: Any) -> None:
+    x, w = values(5, (1, 1, 4, 4), np.float32), values(6, (1, 1, 3, 3), np.float32)
+    with pytest.raises(BackendUnavailable, match=r"\[conv2d\] 'fft' has no kernel yet"):
+        kernels.conv2d(x, w, algorithm="fft")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 2])
+def test_conv_transpose2d(kernels: Any, layout: Any, groups: int) -> None:
+    x, w = values(8, (2, 4, 5, 6), np.float32, layout), values(9, (4, 3, 3, 3), np.float32)
+    how = dict(stride=2, padding=1, output_padding=1, groups=groups)
+    b = values(10, (3 * groups,), np.float32)
+    check(kernels.conv_transpose2d(x, w, b, **how), reference.conv_transpose2d(x, w, b, **how), 36, 3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("kind", SAVES_OUTPUT + SAVES_INPUT)
+def test_activations(kernels: Any, dtype: Any, layout: Any, kind: Any) -> None:
+    x = values(11, (2, 3, 5, 7), dtype, layout) * dtype(3)
+    x[0, 0, 0, :4] = [0, np.nan, 40, -40]
+    y = reference.activation(x, kind=kind, alpha=0.3)
+    check(kernels.activation(x, kind=kind, alpha=0.3), y, 4, 40)
+    saved = y if kind in SAVES_OUTPUT else x
+    dy = values(12, x.shape, dtype, layout)
+    expected = reference.activation_grad(dy, saved, kind=kind, alpha=0.3)
+    check(kernels.activation_grad(dy, saved, kind=kind, alpha=0.3), expected, 4, 4)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("shape", "axis"), [((7, 10), -1), ((3, 257), 1), ((2, 5, 3, 4), 1), ((4, 3), 0), ((0, 5), 1)])
+@pytest.mark.parametrize("op", ["softmax", "log_softmax"])
+def test_softmax(kernels: Any, dtype: Any, shape: Any, axis: int, op: str) -> None:
+    x = values(13, shape, dtype) * dtype(4)
+    y = getattr(reference, op)(x, axis=axis)
+    check(getattr(kernels, op)(x, axis=axis), y, 300, 0.1)
+    dy = values(14, shape, dtype)
+    expected = getattr(reference, op + "_grad")(dy, y, axis=axis)
+    check(getattr(kernels, op + "_grad")(dy, y, axis=axis), expected, 300, 0.1)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(7, 10), (2, 300), (2, 5, 3, 4)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(kernels: Any, dtype: Any, shape: Any, smoothing: float) -> None:
+    x = values(15, shape, dtype) * dtype(5)
+    target = np.random.default_rng(16).integers(0, shape[1], (shape[0], *shape[2:]))
+    target.flat[0] = -100
+    how = dict(label_smoothing=smoothing)
+    loss, lse = reference.cross_entropy(x, target, **how)
+    got_loss, got_lse = kernels.cross_entropy(x, target, **how)
+    check(got_loss, loss, 300, 0.1)
+    check(got_lse, lse, 300, 0.1)
+    weights = np.random.default_rng(17).random(target.shape).astype(np.float32)
+    expected = reference.cross_entropy_grad(weights, x, target, lse, **how)
+    check(kernels.cross_entropy_grad(weights, x, target, lse, **how), expected, 300, 0.1)
+
+
+def test_cross_entropy_of_extreme_logits_and_unknown_classes(kernels: Any) -> None:
+    x = np.array([[1e4, -1e4, 0], [-np.inf, 0, 0], [0, 0, 0]], np.float32)
+    loss, lse = kernels.cross_entropy(x, np.array([0, 1, 7]))
+    np.testing.assert_allclose(loss[:2], [0, np.log(2)], atol=1e-6)
+    assert np.isnan(loss[2])
+    assert np.isnan(kernels.cross_entropy_grad(np.ones(3, np.float32), x, np.array([0, 1, 7]), lse)[2]).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (1001,), (3, 4)])
+def test_dropout_has_the_references_mask(kernels: Any, dtype: Any, shape: Any) -> None:
+    seed, offset = (0xDEADBEEF << 32) + 77, (1 << 32) - 3  # the counter's carry is crossed
+    for layout in LAYOUTS if len(shape) == 4 else LAYOUTS[:1]:
+        x = values(18, shape, dtype, layout) if len(shape) == 4 else values(18, shape, dtype)
+        expected = reference.dropout(x, p=0.3, seed=seed, offset=offset)
+        got = kernels.dropout(x, p=0.3, seed=seed, offset=offset)
+        np.testing.assert_array_equal(got == 0, expected == 0)
+        check(got, expected)
+        check(kernels.dropout_grad(x, p=0.3, seed=seed, offset=offset), expected)
+    np.testing.assert_array_equal(kernels.dropout(x, p=1.0, seed=0, offset=0).astype(np.float32), 0)
+
+
+STEPS = {
+    "sgd_step": [dict(), dict(momentum=0.9), dict(momentum=0.9, nesterov=True, weight_decay=0.1)],
+    "adagrad_step": [dict(), dict(weight_decay=0.1)],
+    "rmsprop_step": [dict(), dict(alpha=0.9, weight_decay=0.1)],
+    "adam_step": [dict(step=1), dict(step=7, weight_decay=0.1), dict(step=3, weight_decay=0.1, decoupled=True)],
+}
+
+
+@pytest.mark.parametrize(("op", "settings"), [(op, s) for op, cases in STEPS.items() for s in cases])
+@pytest.mark.parametrize("size", [0, 1, 255, 1000])
+def test_optimizer_steps(kernels: Any, op: str, settings: dict[str, Any], size: int) -> None:
+    states = {"sgd_step": 1 if settings.get("momentum") else 0, "adam_step": 2}.get(op, 1)
+    rng = np.random.default_rng(19)
+    mine = [rng.standard_normal(size).astype(np.float32) for _ in range(2)]
+    mine += [rng.random(size).astype(np.float32) for _ in range(states)]
+    theirs = [a.copy() for a in mine]
+    gradient = mine[1].copy()
+    fill = [None] if op == "sgd_step" and not states else []
+    getattr(kernels, op)(*mine, *fill, lr=0.1, **settings)
+    getattr(reference, op)(*theirs, *fill, lr=0.1, **settings)
+    for a, b in zip(mine, theirs, strict=True):
+        check(a, b, 8)
+    np.testing.assert_array_equal(mine[1], gradient)
+
+
+def test_optimizer_steps_refuse_other_dtypes(kernels: Any) -> None:
+    with pytest.raises(DtypeError, match=r"\[sgd_step\] kernels take float32"):
+        kernels.sgd_step(np.zeros(3), np.zeros(3), None, lr=0.1)
+
+
+NORM_SHAPES = [(2, 3, 5, 7), (4, 6), (1, 4, 3, 3), (3, 2, 1, 1)]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", NORM_SHAPES)
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm(kernels: Any, dtype: Any, layout: Any, shape: Any, affine: bool) -> None:
+    x = values(20, shape, dtype, layout) + dtype(2)
+    dy = values(21, shape, dtype, layout)
+    w, b = (values(i, shape[1:2], np.float32) if affine else None for i in (22, 23))
+    running = [np.ones(shape[1], np.float32), np.full(shape[1], 2, np.float32)]
+    theirs = [a.copy() for a in running]
+    y, mean, rstd = reference.batch_norm_train(x, w, b, *theirs, momentum=0.3)
+    got = kernels.batch_norm_train(x, w, b, *running, momentum=0.3)
+    for a, e in zip((*got, *running), (y, mean, rstd, *theirs), strict=True):
+        check(a, e, 80, 2 * max(1.0, float(rstd.max())))
+    for training in (True, False):
+        expected = reference.batch_norm_grad(dy, x, w, mean, rstd, training=training)
+        actual = kernels.batch_norm_grad(dy, x, w, mean, rstd, training=training)
+        for a, e in zip(actual, expected, strict=True):
+            check(a, e, 80, 2 * max(1.0, float(rstd.max())))
+    var = np.abs(mean) + 0.5
+    check(kernels.batch_norm_infer(x, w, b, mean, var), reference.batch_norm_infer(x, w, b, mean, var), 8, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("affine", [False, True])
+def test_group_norm(kernels: Any, dtype: Any, layout: Any, groups: int, affine: bool) -> None:
+    shape = (2, 6, 5, 3)
+    x, dy = values(24, shape, dtype, layout), values(25, shape, dtype, layout)
+    w, b = (values(i, (6,), np.float32) if affine else None for i in (26, 27))
+    y, mean, rstd = reference.group_norm(x, w, b, num_groups=groups)
+    for a, e in zip(kernels.group_norm(x, w, b, num_groups=groups), (y, mean, rstd), strict=True):
+        check(a, e, 90, 2)
+    expected = reference.group_norm_grad(dy, x, w, mean, rstd, num_groups=groups)
+    for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, num_groups=groups), expected, strict=True):
+        check(a, e, 90, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_local_response_norm(kernels: Any, dtype: Any, layout: Any, size: int) -> None:
+    shape = (2, 7, 3, 4)
+    x, dy = values(28, shape, dtype, layout), values(29, shape, dtype, layout)
+    how = dict(size=size, alpha=0.5, beta=0.75)
+    y, scale = reference.local_response_norm(x, k=2.0, **how)
+    for a, e in zip(kernels.local_response_norm(x, k=2.0, **how), (y, scale), strict=True):
+        check(a, e, 16, 2)
+    expected = reference.local_response_norm_grad(dy, x, scale, **how)
+    check(kernels.local_response_norm_grad(dy, x, scale, **how), expected, 16, 2)
+
+
+@pytest.mark.parametrize("source", DTYPES)
+@pytest.mark.parametrize("target", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_cast_and_layout(kernels: Any, source: Any, target: Any, layout: Any) -> None:
+    x = values(30, (2, 5, 3, 4), source, layout)
+    x[0, 0, 0, :3] = [np.nan, np.inf, 1e4]
+    expected = reference.cast(x, target)
+    np.testing.assert_array_equal(kernels.cast(x, target).astype(np.float32), expected.astype(np.float32))
+    assert memory_format.of(kernels.cast(x, target)) == layout
+    for other in LAYOUTS:
+        moved = kernels.to_memory_format(x, other)
+        assert memory_format.of(moved) == other
+        np.testing.assert_array_equal(moved.astype(np.float32), x.astype(np.float32))
+    flat = values(31, (7,), source)
+    np.testing.assert_array_equal(
+        kernels.cast(flat, target).astype(np.float32), reference.cast(flat, target).astype(np.float32)
+    )
+
+
+@pytest.mark.parametrize("kind", ["sum", "mean", "max"])
+@pytest.mark.parametrize("axis", [None, 1, (0, 2)])
+def test_reduce(kernels: Any, kind: Any, axis: Any) -> None:
+    x = values(32, (3, 4, 5), np.float16)
+    np.testing.assert_array_equal(kernels.reduce(x, kind=kind, axis=axis), reference.reduce(x, kind=kind, axis=axis))
+
+
+def test_errors_are_the_references(kernels: Any) -> None:
+    x = values(33, (1, 2, 3, 3), np.float32)
+    for ops in (kernels, reference):
+        with pytest.raises(ShapeError, match=r"\[conv2d\] weight must have C/groups = 2"):
+            ops.conv2d(x, values(34, (1, 3, 3, 3), np.float32))
+        with pytest.raises(ShapeError, match=r"\[dropout\] p must be in \[0, 1\]; got 2"):
+            ops.dropout(x, p=2, seed=0, offset=0)
+        with pytest.raises(ShapeError, match=r"\[local_response_norm\] size must be"):
+            ops.local_response_norm(x, size=0)
