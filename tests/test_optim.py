@@ -477,13 +477,13 @@ def frozen() -> list[Parameter]:
         (lambda p: Adam(p, betas=(0.9, -0.1)), "[Adam] beta2 must be in [0, 1); got -0.1"),
         (lambda p: SGD(p, weight_decay=-1.0), "[SGD] weight_decay must be a finite number >= 0; got -1.0"),
         (lambda p: SGD([]), "[SGD] there must be at least one parameter; got none"),
-        (lambda p: SGD(frozen()), "[SGD] all parameters are frozen: there is nothing to train"),
-        (lambda p: SGD([{"params": []}]), "[SGD] all parameters are frozen: there is nothing to train"),
-        (lambda p: SGD([*p, p[0]]), "[SGD] groups must hold Parameters, each once"),
-        (lambda p: SGD([{"params": p}, {"params": p[:1]}]), "[SGD] groups must hold Parameters, each once"),
-        (lambda p: SGD([dlgpu.zeros(2, requires_grad=True)]), "[SGD] groups must hold Parameters, each once"),
-        (lambda p: SGD(nn.Linear(2, 2).named_parameters()), "[SGD] groups must hold Parameters, each once"),
-        (lambda p: SGD(nn.Sequential(nn.Linear(2, 2))), "[SGD] groups must hold Parameters, each once"),
+        (lambda p: SGD(frozen()), "[SGD] there must be a parameter to train; got frozen ones only"),
+        (lambda p: SGD([{"params": []}]), "[SGD] there must be a parameter to train; got frozen ones only"),
+        (lambda p: SGD([*p, p[0]]), "[SGD] groups must hold Parameters, each once; got "),
+        (lambda p: SGD([{"params": p}, {"params": p[:1]}]), "[SGD] groups must hold Parameters, each once; got "),
+        (lambda p: SGD([dlgpu.zeros(2, requires_grad=True)]), "[SGD] groups must hold Parameters, each once; got "),
+        (lambda p: SGD(nn.Linear(2, 2).named_parameters()), "[SGD] groups must hold Parameters, each once; got "),
+        (lambda p: SGD(nn.Sequential(nn.Linear(2, 2))), "[SGD] groups must hold Parameters, each once; got "),
         (
             lambda p: SGD([{"params": p, "learning_rate": 1.0}]),
             "[SGD] unknown settings in a group: ['learning_rate']; "
@@ -494,7 +494,7 @@ def frozen() -> list[Parameter]:
 def test_bad_settings(make: Callable[[list[Parameter]], Optimizer], message: str) -> None:
     with pytest.raises(ShapeError) as caught:
         make(parameters())
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message)
 
 
 def test_a_refused_optimizer_leaves_parameters_alone() -> None:

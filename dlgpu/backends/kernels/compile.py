@@ -108,18 +108,25 @@ def _resources(log: str, names: dict[str, str]) -> dict[str, Resources]:
 
 
 def include_folders() -> list[Path]:
-    """Where the CUDA headers are: the pip wheels, else a toolkit. Raises `BackendUnavailable`."""
+    """Where cuda_fp16.h and the <nv/target> it includes are: the pip wheels of CUDA 13 or 12, else a toolkit.
+
+    Raises `BackendUnavailable`.
+    """
     spec = importlib.util.find_spec("nvidia")
     wheels = [Path(path) for path in (spec.submodule_search_locations or [])] if spec else []
-    candidates = [
-        include for path in wheels for include in (path / "cu13" / "include", path / "cuda_runtime" / "include")
-    ]
-    candidates += [Path(os.environ.get(name, "/nowhere")) / "include" for name in ("CUDA_HOME", "CUDA_PATH")]
-    candidates.append(Path("/usr/local/cuda/include"))
-    found = [path for path in candidates if (path / "cuda_fp16.h").is_file()]
-    if not found:
-        raise BackendUnavailable('[kernels] the CUDA headers are missing; got none: pip install "dlgpu[test]"')
-    return found[:1]
+    toolkits = [Path(os.environ.get(name) or "/usr/local/cuda") for name in ("CUDA_HOME", "CUDA_PATH")]
+    homes = [[wheel / "cu13"] for wheel in wheels]
+    homes += [[wheel / "cuda_runtime", wheel / "cuda_cccl"] for wheel in wheels]
+    homes += [[toolkit] for toolkit in toolkits]
+    for home in homes:
+        folders = [
+            include for part in home for include in (part / "include", part / "include" / "cccl") if include.is_dir()
+        ]
+        if all(any((folder / name).is_file() for folder in folders) for name in ("cuda_fp16.h", "nv/target")):
+            return folders
+    raise BackendUnavailable(
+        '[kernels] the CUDA headers are missing; got none: pip install "dlgpu[test]" (or [cuda12])'
+    )
 
 
 def _nvrtc() -> Any:
