@@ -314,6 +314,66 @@ def list_models(name: str | None, **sizes: int | None) -> None:
     click.echo(model.summary(shape).rstrip())
 
 
+# --- kernels ------------------------------------------------------------------------------------------------------
+
+
+@cli.group()
+def kernels() -> None:
+    """The CUDA kernels: list them, compile them (no GPU needed), show what would run."""
+
+
+@kernels.command("list")
+def list_kernels() -> None:
+    """Every instantiation, by family."""
+    from dlgpu.backends.kernels import sources
+
+    for family, names in sources.families().items():
+        console.print(f"{family} ({len(names)})", style="bold")
+        for name in names:
+            console.print(f"  {name.replace('dl::', '')}")
+
+
+@kernels.command("compile")
+@click.option("--arch", "archs", multiple=True, help="sm_75 ... sm_100, several allowed [default: all]")
+@click.option("--family", "only", multiple=True, help="several allowed [default: all]")
+def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
+    """Compile with NVRTC and print registers, shared memory and spills as a Markdown table (docs/kernels.md)."""
+    from dlgpu.backends.kernels import compile as nvrtc
+    from dlgpu.backends.kernels import sources
+
+    chosen = archs or nvrtc.ARCHITECTURES
+    click.echo(f"| kernel | shared bytes | {' | '.join(chosen)} |\n|{'---|' * (len(chosen) + 2)}")
+    for family in only or sources.families():
+        compiled = [nvrtc.compile_family(family, arch).resources for arch in chosen]
+        for name, first in compiled[0].items():
+            spills = (f" ({r[name].spill_bytes} spilled)" if r[name].spill_bytes else "" for r in compiled)
+            cells = [f"{r[name].registers}{spill}" for r, spill in zip(compiled, spills, strict=True)]
+            click.echo(f"| `{name.replace('dl::', '')}` | {first.shared_bytes} | {' | '.join(cells)} |")
+
+
+@kernels.command("plan")
+@click.argument("op", type=click.Choice(["conv2d"]))
+@click.argument("sizes", nargs=5, type=int, metavar="N C H W K")
+@click.option("--kernel", "kernel_size", default=3, show_default=True, help="filter height and width")
+@click.option("--stride", default=1, show_default=True)
+@click.option("--padding", default=0, show_default=True)
+@click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16")
+def show_plan(op: str, sizes: tuple[int, ...], kernel_size: int, stride: int, padding: int, dtype: str) -> None:
+    """What an op would launch, and why: `dlgpu kernels plan conv2d 32 64 56 56 128 --padding 1`."""
+    from dlgpu import dtypes
+    from dlgpu.backends.kernels.conv import forward_plans
+    from dlgpu.backends.shapes import Conv2d
+
+    n, c, h, w, k = sizes
+    shape, weights = (n, c, h, w), (k, c, kernel_size, kernel_size)
+    geometry = Conv2d.of(op, shape, weights, None, stride, padding, 1, 1)
+    click.echo(f"{op} {shape} by {weights}: {2 * geometry.macs / 1e9:,.3f} GFLOP")
+    for images, plans in forward_plans(op, geometry, dtypes.parse(dtype)):
+        click.echo(f"images {images.start}..{min(images.stop, n) - 1}")
+        for plan in plans:
+            click.echo(f"  {plan}")
+
+
 # --- entry --------------------------------------------------------------------------------------------------------
 
 

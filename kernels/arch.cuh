@@ -55,17 +55,17 @@ __device__ inline void cp_async_wait() {
 // elements 2 j and 2 j + 1 of row i; transposed: of column i.
 
 #if defined(DL_HOST)
-#define DL_LDMATRIX(name, count, transposed, ptx, constraints, ...)                  \
-  __device__ inline void name(unsigned (&fragment)[count], const void* row) {        \
-    host::load_matrix(fragment, count, transposed, row);                             \
+#define DL_LDMATRIX(name, count, transposed, ptx, constraints, ...)           \
+  __device__ inline void name(unsigned (&fragment)[count], const void* row) { \
+    host::load_matrix(fragment, count, transposed, row);                      \
   }
 #elif DL_ARCH >= 750 || DL_ARCH == 0
-#define DL_LDMATRIX(name, count, transposed, ptx, registers, ...)                              \
-  __device__ inline void name(unsigned (&fragment)[count], const void* row) {                  \
-    asm volatile("ldmatrix.sync.aligned.m8n8." ptx ".shared.b16 " registers ";"                \
-                 : __VA_ARGS__                                                                 \
-                 : "r"(shared_address(row))                                                    \
-                 : "memory");                                                                  \
+#define DL_LDMATRIX(name, count, transposed, ptx, registers, ...)               \
+  __device__ inline void name(unsigned (&fragment)[count], const void* row) {   \
+    asm volatile("ldmatrix.sync.aligned.m8n8." ptx ".shared.b16 " registers ";" \
+                 : __VA_ARGS__                                                  \
+                 : "r"(shared_address(row))                                     \
+                 : "memory");                                                   \
   }
 #else
 #define DL_LDMATRIX(name, count, transposed, ptx, registers, ...) \
@@ -85,11 +85,13 @@ DL_LDMATRIX(ldmatrix_x4_trans, 4, true, "x4.trans", "{%0, %1, %2, %3}, [%4]", DL
 
 // ---- mma.sync: C (16 x 8, float32) += A (16 x k) * B (k x 8) by the 32 lanes of a warp ----
 // With g = lane / 4 and t = lane % 4, a lane holds C[g][2t, 2t+1], C[g+8][2t, 2t+1]; 16-bit types:
-//   a[0] = A[g][2t, 2t+1], a[1] = A[g+8][2t, 2t+1], a[2] and a[3] the same with column + 8; b0 = B[2t, 2t+1][g], b1 with
-//   row + 8;  tf32: a[0] = A[g][t], a[1] = A[g+8][t], a[2] and a[3] with column + 4; b0 = B[t][g], b1 with row + 4.
+//   a[0] = A[g][2t, 2t+1], a[1] = A[g+8][2t, 2t+1], a[2], a[3] the same, column + 8; b0 = B[2t, 2t+1][g], b1 row + 8
+// and tf32: a[0] = A[g][t], a[1] = A[g+8][t], a[2], a[3] the same, column + 4; b0 = B[t][g], b1 row + 4.
 
-#define DL_MMA(shape, types, A, B)                                                                                      \
-  asm volatile("mma.sync.aligned." shape ".row.col.f32." types ".f32 {%0, %1, %2, %3}, " A ", " B ", {%0, %1, %2, %3};" \
+// The accumulators; what follows the macro are the operands.
+#define DL_MMA(shape, types, A, B)                                      \
+  asm volatile("mma.sync.aligned." shape ".row.col.f32." types          \
+               ".f32 {%0, %1, %2, %3}, " A ", " B ", {%0, %1, %2, %3};" \
                : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
 
 // k = 8, float16 (sm_75): a[0], a[1] and b0 of the above.

@@ -12,16 +12,35 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import ALGORITHMS, Algorithm, Array
-from dlgpu.backends.kernels import gemm
+from dlgpu.backends.kernels import gemm, im2col
 from dlgpu.backends.kernels.im2col import Im2colOps
+from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.sources import storage
-from dlgpu.backends.shapes import Conv2d, Gemm, Padding2d, Size2d, check_shape, conv_transpose
+from dlgpu.backends.shapes import Conv2d, Gemm, Padding2d, Size2d, Window2d, check_shape, conv_transpose
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import BackendUnavailable, UnknownName
 from dlgpu.threads import slices
 
 # Most bytes of column matrix at a time; images beyond go in further rounds.
 WORKSPACE_BYTES = 1 << 28
+
+
+def product_plan(op: str, g: Conv2d, rows: int, dtype: np.dtype) -> Plan:
+    """The forward product of `rows` windows with the filters."""
+    product = Gemm(g.G, rows, g.K // g.G, _depth(g))
+    return gemm.plan(op, product, storage(op, dtype), False, True, matrices=_side_by_side(g, g.K, product, "out"))
+
+
+def forward_plans(op: str, g: Conv2d, dtype: np.dtype) -> list[tuple[slice, list[Plan]]]:
+    """What the forward pass launches, round by round: (images, plans)."""
+    found = []
+    for images in _rounds(g, dtype.itemsize):
+        count = len(range(g.N)[images])
+        x = np.broadcast_to(np.empty((), dtype), (count, g.C, g.H, g.W))  # plans look at shapes, not at values
+        window = Window2d.make(op, x.shape, (g.R, g.S), g.stride, g.padding, g.dilation)
+        unfold = im2col.plan(op, "im2col", window, x)
+        found.append((images, [unfold, product_plan(op, g, count * g.P * g.Q, dtype)]))
+    return found
 
 
 class ConvOps(Im2colOps):
@@ -48,11 +67,7 @@ class ConvOps(Im2colOps):
         filters = self.dense(weight, "contiguous")
         for images in _rounds(g, x.itemsize):
             rows = _rows(y[images])
-            product = Gemm(g.G, len(rows), g.K // g.G, _depth(g))
-            plan = gemm.plan(
-                op, product, storage(op, x.dtype), False, True, matrices=_side_by_side(g, g.K, product, "out")
-            )
-            self.run(plan, self._columns(x[images], g), filters, None, bias, rows)
+            self.run(product_plan(op, g, len(rows), x.dtype), self._columns(x[images], g), filters, None, bias, rows)
         return self.dense(y, memory_format.of(x, weight))
 
     def conv2d_grad_input(

@@ -53,11 +53,10 @@ FLAVOURS: dict[str, tuple[list[str], list[str], list[str]]] = {
         [],
     ),
 }
-_COMMON = (
-    # kernels cast float* to float4*; two flavours in one process must not share statics; line tables for error positions
-    "-std=c++17 -O2 -g1 -fPIC -fvisibility=hidden -fno-gnu-unique -fno-strict-aliasing "
-    "-Wno-unknown-pragmas -Wno-psabi -DDL_HOST"
-).split()
+_COMMON = ["-std=c++17", "-O2", "-fPIC", "-DDL_HOST", "-Wno-unknown-pragmas", "-Wno-psabi"]
+_COMMON += ["-fno-strict-aliasing"]  # kernels read floats as float4
+_COMMON += ["-fvisibility=hidden", "-fno-gnu-unique"]  # two flavours in one process must not share statics
+_COMMON += ["-g1"]  # line tables, for the positions in errors
 
 
 class HostLauncher:
@@ -125,7 +124,7 @@ class HostLauncher:
 
         Raises:
             TypeError, ValueError, OverflowError: an argument does not fit the kernel's parameter.
-            RuntimeError: the launch breaks a limit, or the kernel a rule of CUDA: which, in which block and thread, where.
+            RuntimeError: the launch breaks a limit, or the kernel a rule of CUDA: which, where, in which thread.
         """
         try:
             self._module.launch(kernel, grid, block, args, shared_bytes)
@@ -137,7 +136,7 @@ class HostLauncher:
     def configure(
         self, order: str = "forward", block_order: str = "forward", copies: str = "late", seed: int = 0
     ) -> None:
-        """In which order threads and blocks run (forward, reverse, random); when cp.async lands (late, early, random)."""
+        """The order of threads and blocks (forward, reverse, random); when cp.async lands (late, early, random)."""
         self._module.configure(order, block_order, copies, seed)
 
     def bank_conflicts(self) -> dict[str, float]:
