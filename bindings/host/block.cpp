@@ -232,7 +232,8 @@ void run_block() {
 // AddressSanitizer ends the process after its report; this adds whose doing it was.
 void name_thread(const char*) {
   if (self)
-    fprintf(stderr, "[%s] block %s thread %s\n", kernel->name.c_str(), describe(blockIdx).c_str(), describe(self->index).c_str());
+    fprintf(stderr, "[%s] block %s thread %s\n", kernel->name.c_str(), describe(blockIdx).c_str(),
+            describe(self->index).c_str());
 }
 
 void check_limits(dim3 grid, dim3 block, long long shared_bytes) {
@@ -245,9 +246,9 @@ void check_limits(dim3 grid, dim3 block, long long shared_bytes) {
   demand(block.x && block.y && block.z && block.z <= 64 && 1ull * block.x * block.y * block.z <= kMaxThreads &&
              block.x <= kMaxThreads && block.y <= kMaxThreads,
          "a block has 1 to 1024 threads, at most 64 along z; got " + text(block));
-  demand(shared_bytes >= 0 && shared_bytes <= kMaxShared,
-         "a block has at most " + std::to_string(kMaxShared) + " bytes of shared memory; asked for " +
-             std::to_string(shared_bytes));
+  demand(shared_bytes >= 0 && shared_bytes <= kMaxShared, "a block has at most " + std::to_string(kMaxShared) +
+                                                              " bytes of shared memory; asked for " +
+                                                              std::to_string(shared_bytes));
 }
 
 void begin_threads() {
@@ -303,9 +304,8 @@ int barrier(const char* name, bool predicate, const char* file, int line) {
   if (b.arrived && (b.line != line || (b.file != file && strcmp(b.file, file)) || strcmp(b.name, name))) {
     const Thread* other = std::find_if(threads, threads + thread_count,
                                        [](auto& t) { return t.state == Thread::waiting && !t.operation; });
-    fail("divergent barrier: this thread is at " + std::string(name) + " (" + position(*self) +
-         ") while thread " + describe(other->index) + " waits at " + other->waits_for + " (" +
-         position(*other) + ")");
+    fail("divergent barrier: this thread is at " + std::string(name) + " (" + position(*self) + ") while thread " +
+         describe(other->index) + " waits at " + other->waits_for + " (" + position(*other) + ")");
   }
   b.name = name;
   b.file = file;

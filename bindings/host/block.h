@@ -38,7 +38,7 @@ struct Copy {  // one cp.async
 };
 
 struct Thread;
-// Runs once, when all lanes of `who` have arrived at a warp operation. lanes[i] is lane i; its operands: lanes[i].operands.
+// Runs once, when all lanes of `who` have arrived at a warp operation: lane i is lanes[i].
 using WarpOperation = void (*)(Thread* lanes, unsigned who);
 
 struct Thread {
@@ -99,9 +99,9 @@ void warp_operation(const char* name, unsigned mask, void* operands, WarpOperati
 #define DL_RETURN_ADDRESS __builtin_return_address(0)
 
 [[noreturn]] void fail(const std::string& message);
-std::string describe(const uint3& index);       // (x,y,z)
-std::string code_position(const void* pc);      // "@+0x1234@"; the Python side turns it into file:line
-void finish_copies();                           // at the end of a thread: an error if any are left
+std::string describe(const uint3& index);   // (x,y,z)
+std::string code_position(const void* pc);  // "@+0x1234@"; the Python side turns it into file:line
+void finish_copies();                       // at the end of a thread: an error if any are left
 
 // Throws std::runtime_error with what went wrong in which kernel, block and thread.
 void launch(const Kernel& kernel, dim3 grid, dim3 block, void** arguments, const std::vector<Argument>& memory,

@@ -1,5 +1,6 @@
-// Every byte that a kernel may touch lies in a region, and every element of a region has a cell that remembers who wrote
-// and who read it last. Two accesses of different threads, one a write, are in order only if a barrier lies between them.
+// Every byte that a kernel may touch lies in a region, and every element of a region has a cell that remembers who
+// wrote and who read it last. Two accesses of different threads, one a write, are in order only if a barrier lies
+// between them.
 // Time: `phase` counts barriers and blocks; inside a phase, __syncwarp orders the lanes of a warp by vector clocks.
 #include "check.h"
 
@@ -38,7 +39,11 @@ struct Region {
   std::unique_ptr<Cell, void (*)(void*)> cells;  // calloc: pages nobody touches cost nothing
 
   Region(char* begin, char* end, unsigned element_bytes, bool shared, std::string name)
-      : begin(begin), end(end), element_bytes(element_bytes), shared(shared), name(std::move(name)),
+      : begin(begin),
+        end(end),
+        element_bytes(element_bytes),
+        shared(shared),
+        name(std::move(name)),
         cells(static_cast<Cell*>(calloc((end - begin) / element_bytes + 1, sizeof(Cell))), free) {}
   bool holds(const char* p) const { return p >= begin && p < end; }
 };
@@ -47,8 +52,8 @@ std::vector<Region> arguments, shared;
 std::vector<uint8_t> shared_at;  // for each 16 bytes of the arena, 1 + index in `shared`; 0: red zone
 Region* last_hit;
 
-uint32_t phase = 0, launch_phase, block_phase;           // now; the first of this launch, of this block
-std::vector<std::pair<uint32_t, uint3>> blocks;          // the first phase of each block of the launch
+uint32_t phase = 0, launch_phase, block_phase;   // now; the first of this launch, of this block
+std::vector<std::pair<uint32_t, uint3>> blocks;  // the first phase of each block of the launch
 struct Clock {
   uint16_t now, seen[32];  // seen[i]: how many ticks of lane i are before us
 } clocks[kMaxThreads];
@@ -108,8 +113,7 @@ void access_cell(const Region& region, char* address, Kind kind, uint32_t pc, co
   stamp.in_flight = kind == Kind::copy;
   stamp.pc = pc;
   if (kind == Kind::read) {
-    if (region.shared && !written)
-      fail("read of uninitialised " + element(region, address) + " at " + position(pc));
+    if (region.shared && !written) fail("read of uninitialised " + element(region, address) + " at " + position(pc));
     if (cell.reads[0].phase >= floor && cell.reads[0].thread != stamp.thread) cell.reads[1] = cell.reads[0];
     cell.reads[0] = stamp;
     return;
@@ -137,9 +141,11 @@ Region* find(const char* p, unsigned bytes, const char* verb, uint32_t pc) {
     }
   }
   if (!nearest || p + bytes > nearest->end) {
-    std::string where = !nearest ? "before all arguments"
-                                 : std::to_string(std::max<long>(0, p - nearest->end)) + " bytes past the end of " + nearest->name;
-    fail("out of bounds: " + std::string(verb) + " " + std::to_string(bytes) + " bytes at " + position(pc) + ", " + where);
+    std::string where =
+        !nearest ? "before all arguments"
+                 : std::to_string(std::max<long>(0, p - nearest->end)) + " bytes past the end of " + nearest->name;
+    fail("out of bounds: " + std::string(verb) + " " + std::to_string(bytes) + " bytes at " + position(pc) + ", " +
+         where);
   }
   return last_hit = nearest;
 }
@@ -168,7 +174,7 @@ struct Place {
   std::vector<Instruction> instructions;
 };
 bool counting;
-std::unordered_map<uint64_t, Place> places;                                      // by warp and pc, since the last barrier
+std::unordered_map<uint64_t, Place> places;  // by warp and pc, since the last barrier
 std::unordered_map<uint32_t, std::pair<unsigned long long, unsigned long long>> totals;  // pc: wavefronts, needed
 
 void count_banks(const char* address, unsigned bytes, uint32_t pc, const Thread& thread) {
@@ -268,7 +274,8 @@ void copy_begins(void* address, int bytes, const void* pc) { access(address, byt
 void copy_ends(void* address, int bytes, const void* pc) {
   Region* region = find(static_cast<char*>(address), bytes, "copies", offset(pc));
   for (int at = 0; at < bytes; at += int(region->element_bytes)) {  // the wait is when it becomes visible, to us
-    Stamp& write = region->cells.get()[(static_cast<char*>(address) + at - region->begin) / region->element_bytes].write;
+    Stamp& write =
+        region->cells.get()[(static_cast<char*>(address) + at - region->begin) / region->element_bytes].write;
     write.in_flight = 0;
     write.phase = phase;
     write.clock = clocks[self->id].now & 0x3fff;
@@ -292,10 +299,10 @@ void note_atomic(void* address, int bytes, const void* pc) {
 // What g++ -fsanitize=thread calls. `self` is null while the module is loaded.
 #define DL_HOOK __attribute__((visibility("default")))
 extern "C" {
-#define DL_ACCESS(name, bytes, kind)                                                                       \
-  DL_HOOK void __tsan_##name(void* p) {                                                                    \
-    if (dl::host::self)                                                                                    \
-      dl::host::check::access(p, bytes, dl::host::check::Kind::kind, DL_RETURN_ADDRESS, *dl::host::self);  \
+#define DL_ACCESS(name, bytes, kind)                                                                      \
+  DL_HOOK void __tsan_##name(void* p) {                                                                   \
+    if (dl::host::self)                                                                                   \
+      dl::host::check::access(p, bytes, dl::host::check::Kind::kind, DL_RETURN_ADDRESS, *dl::host::self); \
   }
 #define DL_ACCESSES(bytes) DL_ACCESS(read##bytes, bytes, read) DL_ACCESS(write##bytes, bytes, write)
 DL_ACCESSES(1)
@@ -303,11 +310,10 @@ DL_ACCESSES(2)
 DL_ACCESSES(4)
 DL_ACCESSES(8)
 DL_ACCESSES(16)
-#define DL_RANGE(name, kind)                                                                               \
-  DL_HOOK void __tsan_##name##_range(void* p, size_t bytes) {                                              \
-    if (dl::host::self)                                                                                    \
-      dl::host::check::access(p, unsigned(bytes), dl::host::check::Kind::kind, DL_RETURN_ADDRESS,          \
-                              *dl::host::self);                                                            \
+#define DL_RANGE(name, kind)                                                                                        \
+  DL_HOOK void __tsan_##name##_range(void* p, size_t bytes) {                                                       \
+    if (dl::host::self)                                                                                             \
+      dl::host::check::access(p, unsigned(bytes), dl::host::check::Kind::kind, DL_RETURN_ADDRESS, *dl::host::self); \
   }
 DL_RANGE(read, read)
 DL_RANGE(write, write)

@@ -9,8 +9,10 @@ namespace dl::host {
 namespace {
 
 void land(Copy& copy) {
-  if (copy.valid) memcpy(copy.to, copy.from, copy.bytes);
-  else memset(copy.to, 0, copy.bytes);
+  if (copy.valid)
+    memcpy(copy.to, copy.from, copy.bytes);
+  else
+    memset(copy.to, 0, copy.bytes);
   copy.landed = true;
 }
 
@@ -27,8 +29,10 @@ void copy_async(void* shared, const void* global, int bytes, bool valid) {
   if (valid) check::read(global, bytes, pc, *self);
   check::copy_begins(shared, bytes, pc);
   self->copies.push_back({shared, global, bytes, valid, false, self->copy_group, pc});
-  if (early()) land(self->copies.back());
-  else memset(shared, 0xFF, bytes);
+  if (early())
+    land(self->copies.back());
+  else
+    memset(shared, 0xFF, bytes);
 }
 
 void commit_copies() { ++self->copy_group; }

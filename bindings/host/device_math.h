@@ -26,14 +26,16 @@ DL_THIN unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   return r;
 }
 
-// min and max of mixed types, as CUDA has them: of two integers or of two floats. Those of floats drop a NaN, like fminf.
-#define DL_EXTREME(name, of_floats, b_wins)                                                             \
-  template <typename A, typename B>                                                                     \
-  DL_THIN constexpr std::common_type_t<A, B> name(A a, B b) {                                           \
-    static_assert(std::is_floating_point_v<A> == std::is_floating_point_v<B>, "ambiguous for nvcc");    \
-    using T = std::common_type_t<A, B>;                                                                 \
-    if constexpr (std::is_floating_point_v<T>) return T(of_floats(T(a), T(b)));                         \
-    else return b_wins ? T(b) : T(a);                                                                   \
+// As CUDA has them: of two integers or of two floats, also of unlike sizes. Those of floats drop a NaN, like fminf.
+#define DL_EXTREME(name, of_floats, b_wins)                                                          \
+  template <typename A, typename B>                                                                  \
+  DL_THIN constexpr std::common_type_t<A, B> name(A a, B b) {                                        \
+    static_assert(std::is_floating_point_v<A> == std::is_floating_point_v<B>, "ambiguous for nvcc"); \
+    using T = std::common_type_t<A, B>;                                                              \
+    if constexpr (std::is_floating_point_v<T>)                                                       \
+      return T(of_floats(T(a), T(b)));                                                               \
+    else                                                                                             \
+      return b_wins ? T(b) : T(a);                                                                   \
   }
 DL_EXTREME(min, std::fmin, T(b) < T(a))
 DL_EXTREME(max, std::fmax, T(a) < T(b))
@@ -63,8 +65,8 @@ DL_THIN To dl_saturate(float x) {
   if (!(x > kLow)) return x == x ? To(kLow) : To(0);
   return x >= kHigh ? To(~To(0)) ^ (std::is_signed_v<To> ? To(1) << (8 * sizeof(To) - 1) : To(0)) : To(x);
 }
-#define DL_ROUND(suffix, function)                                                             \
-  DL_THIN int __float2int_##suffix(float x) { return dl_saturate<int>(function(x)); }          \
+#define DL_ROUND(suffix, function)                                                    \
+  DL_THIN int __float2int_##suffix(float x) { return dl_saturate<int>(function(x)); } \
   DL_THIN unsigned __float2uint_##suffix(float x) { return dl_saturate<unsigned>(function(x)); }
 DL_ROUND(rn, rintf)
 DL_ROUND(rd, floorf)
@@ -99,16 +101,23 @@ DL_THIN float __fsub_rn(float x, float y) { return dl_unfused(x - y); }
 DL_THIN float __fmul_rn(float x, float y) { return dl_unfused(x * y); }
 
 // ---- __half and __nv_bfloat16, alone and in pairs: computed in float or double, rounded once ----
-template <typename T> DL_THIN T dl_from_double(double x);
-template <> DL_THIN __half dl_from_double<__half>(double x) { return __double2half(x); }
-template <> DL_THIN __nv_bfloat16 dl_from_double<__nv_bfloat16>(double x) { return __double2bfloat16(x); }
+template <typename T>
+DL_THIN T dl_from_double(double x);
+template <>
+DL_THIN __half dl_from_double<__half>(double x) {
+  return __double2half(x);
+}
+template <>
+DL_THIN __nv_bfloat16 dl_from_double<__nv_bfloat16>(double x) {
+  return __double2bfloat16(x);
+}
 
 #define DL_FOR_HALVES(MACRO, ...) MACRO(__half, __half2, __VA_ARGS__) MACRO(__nv_bfloat16, __nv_bfloat162, __VA_ARGS__)
-#define DL_UNARY_(T, T2, name, expression)                                        \
-  DL_THIN T h##name(T h) {                                                        \
-    double x = float(h);                                                          \
-    return dl_from_double<T>(expression);                                         \
-  }                                                                               \
+#define DL_UNARY_(T, T2, name, expression) \
+  DL_THIN T h##name(T h) {                 \
+    double x = float(h);                   \
+    return dl_from_double<T>(expression);  \
+  }                                        \
   DL_THIN T2 h2##name(T2 h) { return T2(h##name(h.x), h##name(h.y)); }
 #define DL_UNARY(name, expression) DL_FOR_HALVES(DL_UNARY_, name, expression)
 DL_UNARY(exp, exp(x))
@@ -128,23 +137,21 @@ DL_UNARY(floor, floor(x))
 DL_UNARY(rint, rint(x))
 DL_UNARY(trunc, trunc(x))
 
-#define DL_FMA_(T, T2, name, expression)                                                            \
-  DL_THIN T __hfma##name(T a, T b, T c) {                                                           \
-    double x = fma(double(float(a)), double(float(b)), double(float(c)));                           \
-    return dl_from_double<T>(expression);                                                           \
-  }                                                                                                 \
-  DL_THIN T2 __hfma2##name(T2 a, T2 b, T2 c) {                                                      \
-    return T2(__hfma##name(a.x, b.x, c.x), __hfma##name(a.y, b.y, c.y));                            \
-  }
+#define DL_FMA_(T, T2, name, expression)                                  \
+  DL_THIN T __hfma##name(T a, T b, T c) {                                 \
+    double x = fma(double(float(a)), double(float(b)), double(float(c))); \
+    return dl_from_double<T>(expression);                                 \
+  }                                                                       \
+  DL_THIN T2 __hfma2##name(T2 a, T2 b, T2 c) { return T2(__hfma##name(a.x, b.x, c.x), __hfma##name(a.y, b.y, c.y)); }
 #define DL_FMA(name, expression) DL_FOR_HALVES(DL_FMA_, name, expression)
 DL_FMA(, x)
 DL_FMA(_relu, x < 0 ? 0 : x)
 DL_FMA(_sat, x > 0 ? (x < 1 ? x : 1) : 0)
 
-#define DL_TO_INT(suffix, function)                                                                              \
-  DL_THIN int __half2int_##suffix(__half h) { return dl_saturate<int>(function(float(h))); }                     \
-  DL_THIN unsigned __half2uint_##suffix(__half h) { return dl_saturate<unsigned>(function(float(h))); }          \
-  DL_THIN int __bfloat162int_##suffix(__nv_bfloat16 h) { return dl_saturate<int>(function(float(h))); }          \
+#define DL_TO_INT(suffix, function)                                                                     \
+  DL_THIN int __half2int_##suffix(__half h) { return dl_saturate<int>(function(float(h))); }            \
+  DL_THIN unsigned __half2uint_##suffix(__half h) { return dl_saturate<unsigned>(function(float(h))); } \
+  DL_THIN int __bfloat162int_##suffix(__nv_bfloat16 h) { return dl_saturate<int>(function(float(h))); } \
   DL_THIN unsigned __bfloat162uint_##suffix(__nv_bfloat16 h) { return dl_saturate<unsigned>(function(float(h))); }
 DL_TO_INT(rn, rintf)
 DL_TO_INT(rd, floorf)

@@ -1,4 +1,4 @@
-// Fibres: a GPU thread of the host build is a stack of its own, left and resumed at barriers. One OS thread runs them all.
+// Fibres: a GPU thread of the host build is a stack of its own, left and resumed at barriers, all in one OS thread.
 #pragma once
 #include <cstddef>
 

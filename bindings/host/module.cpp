@@ -38,7 +38,8 @@ struct Slot {
   const Parameter& parameter = kernel.parameters[index];
 
   [[noreturn]] void reject(PyObject* type, const std::string& got) const {
-    std::string text = "[" + kernel.name + "] argument " + std::to_string(index) + " is " + text_of(parameter) + "; got " + got;
+    std::string text =
+        "[" + kernel.name + "] argument " + std::to_string(index) + " is " + text_of(parameter) + "; got " + got;
     PyErr_SetString(type, text.c_str());
     throw py::error_already_set();
   }
@@ -92,8 +93,9 @@ void integer(const Slot& slot, const py::handle& value, void* to) {
 }
 
 void real(const Slot& slot, const py::handle& value, void* to) {
-  double number = py::isinstance<py::array>(value) || PyComplex_Check(value.ptr()) ? -1 : PyFloat_AsDouble(value.ptr());
-  if (PyErr_Occurred() || py::isinstance<py::array>(value)) {
+  if (py::isinstance<py::array>(value)) slot.reject(value);
+  double number = PyFloat_AsDouble(value.ptr());
+  if (PyErr_Occurred()) {
     PyErr_Clear();
     slot.reject(value);
   }
@@ -102,10 +104,14 @@ void real(const Slot& slot, const py::handle& value, void* to) {
     if (std::isfinite(number) && !std::isfinite(back)) slot.reject(PyExc_OverflowError, py::repr(value));
     std::memcpy(to, &converted, sizeof converted);
   };
-  if (dtype == "float64") put(number, number);
-  else if (dtype == "float32") put(float(number), float(number));
-  else if (dtype == "float16") put(__double2half(number), __half2float(__double2half(number)));
-  else put(__double2bfloat16(number), __bfloat162float(__double2bfloat16(number)));
+  if (dtype == "float64")
+    put(number, number);
+  else if (dtype == "float32")
+    put(float(number), float(number));
+  else if (dtype == "float16")
+    put(__double2half(number), __half2float(__double2half(number)));
+  else
+    put(__double2bfloat16(number), __bfloat162float(__double2bfloat16(number)));
 }
 
 void record(const Slot& slot, const py::handle& value, void* to) {
@@ -114,7 +120,8 @@ void record(const Slot& slot, const py::handle& value, void* to) {
                                                  : py::bytes(value.attr("tobytes")()));
   std::string bytes = raw;
   if (bytes.size() != slot.parameter.bytes)
-    slot.reject(PyExc_ValueError, std::to_string(bytes.size()) + " bytes instead of " + std::to_string(slot.parameter.bytes));
+    slot.reject(PyExc_ValueError,
+                std::to_string(bytes.size()) + " bytes instead of " + std::to_string(slot.parameter.bytes));
   std::memcpy(to, bytes.data(), bytes.size());
 }
 
@@ -137,7 +144,8 @@ std::vector<Argument> merged(std::vector<Argument> memory) {
 
 dim3 dimensions(const std::array<long long, 3>& d) {
   for (long long n : d)
-    if (n < 0 || n > 0xffffffffll) throw py::value_error("grid and block dimensions fit in 32 bits; got " + std::to_string(n));
+    if (n < 0 || n > 0xffffffffll)
+      throw py::value_error("grid and block dimensions fit in 32 bits; got " + std::to_string(n));
   return dim3(unsigned(d[0]), unsigned(d[1]), unsigned(d[2]));
 }
 
@@ -157,10 +165,14 @@ void py_launch(const std::string& name, const std::array<long long, 3>& grid, co
     Slot slot{kernel, i};
     py::object value = args[i];
     std::string dtype = slot.parameter.dtype;
-    if (slot.parameter.pointer) *reinterpret_cast<void**>(next) = pointer(slot, value, memory);
-    else if (dtype.empty()) record(slot, value, next);
-    else if (dtype.find("float") != std::string::npos) real(slot, value, next);
-    else integer(slot, value, next);
+    if (slot.parameter.pointer)
+      *reinterpret_cast<void**>(next) = pointer(slot, value, memory);
+    else if (dtype.empty())
+      record(slot, value, next);
+    else if (dtype.find("float") != std::string::npos)
+      real(slot, value, next);
+    else
+      integer(slot, value, next);
     values.push_back(next);
     next += (slot.parameter.bytes + 16 + 63) / 64 * 64;
   }

@@ -22,9 +22,9 @@
 #define DL_JOIN(a, b) DL_JOIN_(a, b)
 #define DL_KERNEL(...) static const dl::host::Registered DL_JOIN(dl_kernel_, __COUNTER__)(#__VA_ARGS__, &__VA_ARGS__);
 
-#define DL_SHARED(T, name, ...)                                                                        \
-  typedef T name##_type __VA_ARGS__;                                                                   \
-  static dl::host::SharedVariable name##_variable{#name, sizeof(name##_type), sizeof(T)};              \
+#define DL_SHARED(T, name, ...)                                                           \
+  typedef T name##_type __VA_ARGS__;                                                      \
+  static dl::host::SharedVariable name##_variable{#name, sizeof(name##_type), sizeof(T)}; \
   name##_type& name = *static_cast<name##_type*>(dl::host::address(name##_variable))
 #define DL_DYNAMIC_SHARED(T, name) T* const name = static_cast<T*>(dl::host::dynamic_shared())
 
@@ -52,11 +52,11 @@ DL_THIN void __threadfence() {}  // memory is sequentially consistent here
 DL_THIN void __threadfence_block() {}
 
 // ---- warp ----
-#define DL_SHUFFLE(name, kind, Operand)                                                            \
-  template <typename T>                                                                            \
-  DL_THIN T name(unsigned mask, T value, Operand operand, int width = 32) {                        \
-    dl::host::shuffle(dl::host::Shuffle::kind, mask, &value, sizeof(T), int(operand), width);      \
-    return value;                                                                                  \
+#define DL_SHUFFLE(name, kind, Operand)                                                       \
+  template <typename T>                                                                       \
+  DL_THIN T name(unsigned mask, T value, Operand operand, int width = 32) {                   \
+    dl::host::shuffle(dl::host::Shuffle::kind, mask, &value, sizeof(T), int(operand), width); \
+    return value;                                                                             \
   }
 DL_SHUFFLE(__shfl_sync, index, int)
 DL_SHUFFLE(__shfl_up_sync, up, unsigned)
@@ -72,20 +72,20 @@ DL_THIN unsigned __activemask() { return dl::host::live_lanes(); }
 // ---- memory ----
 // Atomics are one step because nothing interrupts a thread. Not inlined and not instrumented: the checker hears of them
 // as atomics, from the place that called them.
-#define DL_ATOMIC(name, expression)                                                                 \
-  template <typename T>                                                                             \
-  __attribute__((noinline, no_sanitize_thread)) T name(T* p, std::common_type_t<T> value) {         \
-    dl::host::note_atomic(p, sizeof(T), __builtin_return_address(0));                               \
-    T old = *p;                                                                                     \
-    *p = T(expression);                                                                             \
-    return old;                                                                                     \
+#define DL_ATOMIC(name, expression)                                                         \
+  template <typename T>                                                                     \
+  __attribute__((noinline, no_sanitize_thread)) T name(T* p, std::common_type_t<T> value) { \
+    dl::host::note_atomic(p, sizeof(T), __builtin_return_address(0));                       \
+    T old = *p;                                                                             \
+    *p = T(expression);                                                                     \
+    return old;                                                                             \
   }
 DL_ATOMIC(atomicAdd, old + value)
 DL_ATOMIC(atomicSub, old - value)
 DL_ATOMIC(atomicMax, value > old ? value : old)
 DL_ATOMIC(atomicMin, value < old ? value : old)
 DL_ATOMIC(atomicExch, value)
-DL_ATOMIC(atomicAnd, old & value)
+DL_ATOMIC(atomicAnd, old& value)
 DL_ATOMIC(atomicOr, old | value)
 DL_ATOMIC(atomicXor, old ^ value)
 DL_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
@@ -100,8 +100,11 @@ __attribute__((noinline, no_sanitize_thread)) T atomicCAS(T* p, std::common_type
 }
 
 // Cache hints, which mean a plain load or store here.
-#define DL_LOAD(name) \
-  template <typename T> DL_THIN T name(const T* p) { return *p; }
+#define DL_LOAD(name)          \
+  template <typename T>        \
+  DL_THIN T name(const T* p) { \
+    return *p;                 \
+  }
 DL_LOAD(__ldg)
 DL_LOAD(__ldca)
 DL_LOAD(__ldcg)
@@ -109,8 +112,11 @@ DL_LOAD(__ldcs)
 DL_LOAD(__ldcv)
 DL_LOAD(__ldlu)
 #undef DL_LOAD
-#define DL_STORE(name) \
-  template <typename T> DL_THIN void name(T* p, std::common_type_t<T> value) { *p = value; }
+#define DL_STORE(name)                                   \
+  template <typename T>                                  \
+  DL_THIN void name(T* p, std::common_type_t<T> value) { \
+    *p = value;                                          \
+  }
 DL_STORE(__stcg)
 DL_STORE(__stcs)
 DL_STORE(__stwb)

@@ -19,7 +19,8 @@ struct Load {
 
 void require_all(Thread* lanes, unsigned who) {
   if (who != DL_ALL_LANES)
-    fail(std::string(lanes[__builtin_ctz(who)].waits_for) + " needs all 32 lanes of the warp; some have ended or do not exist");
+    fail(std::string(lanes[__builtin_ctz(who)].waits_for) +
+         " needs all 32 lanes of the warp; some have ended or do not exist");
 }
 
 void run_load(Thread* lanes, unsigned who) {
@@ -85,7 +86,8 @@ void run_mma(Thread* lanes, unsigned who) {
     // Registers of A: (row, first columns), (row + 8, first), (row, last), (row + 8, last); of B: (first rows), (last).
     for (int r = 0; r < (wide ? 4 : k / 4); ++r)
       for (int i = 0; i < (wide ? 1 : 2); ++i)
-        a[row + r % 2 * 8][wide ? pair + r / 2 * 4 : 2 * pair + i + r / 2 * 8] = element(type, m.a, wide ? r : 2 * r + i);
+        a[row + r % 2 * 8][wide ? pair + r / 2 * 4 : 2 * pair + i + r / 2 * 8] =
+            element(type, m.a, wide ? r : 2 * r + i);
     for (int r = 0; r < (wide ? 2 : k / 8); ++r)
       for (int i = 0; i < (wide ? 1 : 2); ++i)
         b[wide ? pair + r * 4 : 2 * pair + i + r * 8][row] = element(type, m.b, wide ? r : 2 * r + i);

@@ -1,5 +1,5 @@
-// What g++ -fsanitize=undefined calls when it finds something. Our own instead of libubsan's, so that it ends the launch
-// with the kernel, block and thread, and needs no library. The structs are the compiler's, see gcc/ubsan.cc.
+// What g++ -fsanitize=undefined calls when it finds something. Our own instead of libubsan's, so that it ends the
+// launch with the kernel, block and thread, and needs no library. The structs are the compiler's, see gcc/ubsan.cc.
 #include "block.h"
 
 namespace dl::host {
@@ -36,7 +36,8 @@ void __ubsan_handle_out_of_bounds(OutOfBounds* data, size_t index) {
 void __ubsan_handle_type_mismatch_v1(Mismatch* data, size_t address) {
   size_t alignment = size_t(1) << data->log_alignment;
   if (address % alignment)
-    report(data->at, std::string("misaligned access to ") + data->type->name + ", which needs " + std::to_string(alignment));
+    report(data->at,
+           std::string("misaligned access to ") + data->type->name + ", which needs " + std::to_string(alignment));
   report(data->at, std::string("null or bad pointer to ") + data->type->name);
 }
 #define DL_OVERFLOW(name, text) \

@@ -1,5 +1,5 @@
-// Kernels with one bug each, for the tests of the host launcher. The template argument switches the bug on; with `false`
-// the kernel is correct, and no flavour may find fault with it.
+// Kernels with one bug each, for the tests of the host launcher. The template argument switches the bug on; with
+// `false` the kernel is correct, and no flavour may find fault with it.
 #include "arch.cuh"
 
 // Each thread reads its neighbour's value. Bug: no barrier before that.
@@ -23,6 +23,17 @@ __global__ void missing_second_syncthreads(const float* x, float* y) {
     if (!Bug) __syncthreads();
   }
   y[threadIdx.x] = sum;
+}
+
+// All read, then one of the readers writes. Bug: no barrier in between.
+template <bool Bug>
+__global__ void reader_writes(const float* x, float* y) {
+  DL_SHARED(float, s, [1]);
+  if (threadIdx.x == 0) s[0] = x[0];
+  __syncthreads();
+  y[threadIdx.x] = s[0];
+  if (!Bug) __syncthreads();
+  if (threadIdx.x == blockDim.x - 2) s[0] = 2.f;
 }
 
 template <bool Bug>
@@ -59,8 +70,10 @@ __global__ void pipeline(const float* x, float* y, int steps) {
 template <bool Bug>
 __global__ void missing_atomic(const int* values, int* counts) {
   const int v = values[blockIdx.x * blockDim.x + threadIdx.x];
-  if (Bug) counts[v] += 1;
-  else atomicAdd(&counts[v], 1);
+  if (Bug)
+    counts[v] += 1;
+  else
+    atomicAdd(&counts[v], 1);
 }
 
 // Bug: block b also writes the first element of block b + 1.
@@ -169,6 +182,8 @@ DL_KERNEL(missing_syncthreads<false>)
 DL_KERNEL(missing_syncthreads<true>)
 DL_KERNEL(missing_second_syncthreads<false>)
 DL_KERNEL(missing_second_syncthreads<true>)
+DL_KERNEL(reader_writes<false>)
+DL_KERNEL(reader_writes<true>)
 DL_KERNEL(missing_syncwarp<false>)
 DL_KERNEL(missing_syncwarp<true>)
 DL_KERNEL(pipeline<0>)

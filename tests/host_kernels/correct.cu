@@ -32,7 +32,8 @@ __global__ void __launch_bounds__(256) sgemm(const float* A, const float* B, flo
     float4 v = make_float4(0, 0, 0, 0);
     int kk = k0 + load_k_b, column = column0 + load_column;
     if (kk < k) {
-      if (n % 4 == 0 && column < n) v = *reinterpret_cast<const float4*>(&B[kk * n + column]);
+      if (n % 4 == 0 && column < n)
+        v = *reinterpret_cast<const float4*>(&B[kk * n + column]);
       else if (n % 4) {
         if (column + 0 < n) v.x = B[kk * n + column];
         if (column + 1 < n) v.y = B[kk * n + column + 1];
@@ -153,8 +154,7 @@ __global__ void __launch_bounds__(128) tensor_gemm(const T* A, const T* B, float
 #pragma unroll
       for (int i = 0; i < 2; ++i)
 #pragma unroll
-        for (int j = 0; j < 4; ++j)
-          dl::mma_m16n8k16<T>(c[i][j], af[i], bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]);
+        for (int j = 0; j < 4; ++j) dl::mma_m16n8k16<T>(c[i][j], af[i], bf[j / 2][j % 2 * 2], bf[j / 2][j % 2 * 2 + 1]);
     }
   }
 #pragma unroll
@@ -228,7 +228,8 @@ __global__ void functions(const float* xs, float* out, int n) {
   float* o = out + 12 * i;
   o[0] = rsqrtf(x), o[1] = __expf(x), o[2] = __fdividef(1.f, x), o[3] = fmaf(x, x, 1.f);
   o[4] = float(__hfma(h, h, h)), o[5] = float(hexp(h)), o[6] = float(b * b + b), o[7] = float(hsqrt(b));
-  o[8] = float(__float2int_rn(x)), o[9] = __int_as_float(__float_as_int(x)), o[10] = min(x, 2.f), o[11] = __fmul_rn(x, x);
+  o[8] = float(__float2int_rn(x)), o[9] = __int_as_float(__float_as_int(x)), o[10] = min(x, 2.f),
+  o[11] = __fmul_rn(x, x);
 }
 
 DL_KERNEL(affine<float>)
@@ -240,7 +241,7 @@ DL_KERNEL(row_sum)
 DL_KERNEL(warp_sum)
 DL_KERNEL(histogram)
 DL_KERNEL(transpose<0>)
-DL_KERNEL(transpose< 1 >)
+DL_KERNEL(transpose<1>)
 DL_KERNEL(tensor_gemm<__half>)
 DL_KERNEL(tensor_gemm<__nv_bfloat16>)
 DL_KERNEL(mma_tf32)
