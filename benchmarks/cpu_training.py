@@ -100,6 +100,8 @@ def race(steps: dict[str, Step], images: int, rounds: int) -> dict[str, list[flo
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(rounds):
         for name, step in steps.items():
+            time.sleep(0.5)  # idle worker threads of the one before spin for a while, on processors that are not theirs
+            step(*batches[0])
             start = time.perf_counter()
             for batch in batches:
                 step(*batch)

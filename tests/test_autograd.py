@@ -274,7 +274,9 @@ def test_what_backward_refuses() -> None:
         (x * 2).backward()
     with pytest.raises(ShapeError, match=r"^\[backward\] the gradient must have the tensor's shape \(2,\); got \(3,\)"):
         (x * 2).backward([1.0, 2.0, 3.0])
-    with pytest.raises(AutogradError, match=r"^\[backward\] the tensor must depend on one with requires_grad=True; got"):
+    with pytest.raises(
+        AutogradError, match=r"^\[backward\] the tensor must depend on one with requires_grad=True; got"
+    ):
         dlgpu.ones(1).backward()
     assert x.grad is None
 

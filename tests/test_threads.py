@@ -18,7 +18,6 @@ from dlgpu import threads
 from dlgpu.backends import reference
 from dlgpu.backends.reference.common import SHARE_BYTES
 from dlgpu.backends.reference.gemm import LARGE
-from dlgpu.backends.reference.optim import BLOCK
 from dlgpu.errors import ShapeError
 from dlgpu.threads import num_threads, one_blas_thread, parallel, set_num_threads, slices
 
@@ -173,13 +172,6 @@ def _linear(random: Callable[..., np.ndarray]) -> list[np.ndarray]:
     return [y, reference.linear_grad_input(y, w), reference.linear_grad_weight(y, x)]
 
 
-def _adam(random: Callable[..., np.ndarray]) -> list[np.ndarray]:
-    arenas = [random(3 * BLOCK + 5) for _ in range(3)]
-    arenas.append(np.square(arenas[0]))
-    reference.adam_step(*arenas, step=2, lr=0.1)
-    return arenas
-
-
 def _activation(random: Callable[..., np.ndarray]) -> list[np.ndarray]:
     x = random(64, 20_000)
     assert x.nbytes > SHARE_BYTES
@@ -187,7 +179,7 @@ def _activation(random: Callable[..., np.ndarray]) -> list[np.ndarray]:
     return [y, reference.activation_grad(x, y, kind="tanh"), reference.softmax(x)]
 
 
-@pytest.mark.parametrize("op", [_conv, _pool, _linear, _adam, _activation])
+@pytest.mark.parametrize("op", [_conv, _pool, _linear, _activation])
 def test_results_do_not_depend_on_the_threads(
     op: Callable[..., list[np.ndarray]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

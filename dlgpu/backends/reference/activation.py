@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Activation, check_activation
-from dlgpu.backends.reference.common import by_images, finish, masked, widen
+from dlgpu.backends.reference.common import by_images, masked, widen
 from dlgpu.backends.shapes import check_shape
-from dlgpu.dtypes import check_floats
+from dlgpu.dtypes import accumulator, check_floats
 
 
 def activation(x: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
     check_floats("activation", input=x)
     forward, _ = _pair("activation", kind, alpha)
-    return _elementwise(lambda part: forward(part, alpha), x)
+    return _elementwise(lambda out, part: forward(part, alpha, out), x)
 
 
 def activation_grad(grad_output: np.ndarray, saved: np.ndarray, *, kind: Activation, alpha: float = 0.01) -> np.ndarray:
@@ -25,18 +26,24 @@ def activation_grad(grad_output: np.ndarray, saved: np.ndarray, *, kind: Activat
     check_floats(op, grad_output=grad_output, saved=saved)
     check_shape(op, "grad_output", grad_output.shape, saved.shape)
     _, backward = _pair(op, kind, alpha)
-    return _elementwise(lambda part, grad: backward(grad, part, alpha), saved, grad_output)
+    return _elementwise(lambda out, part, grad: backward(grad, part, alpha, out), saved, grad_output)
 
 
 def _elementwise(compute: Callable[..., np.ndarray], x: np.ndarray, *others: np.ndarray) -> np.ndarray:
-    """`compute` on widened parts of arrays of one shape; the result is stored like `x`."""
+    """`compute(out, *parts)` on widened parts of arrays of one shape; the result is stored like `x`.
+
+    `out` is where the result may be written at once (None if it still has to be rounded).
+    """
     if x.ndim == 0:
         return _elementwise(compute, *(a[None] for a in (x, *others)))[0:1].reshape(())
     out = memory_format.empty(np, x.shape, x.dtype, memory_format.of(x))
 
     def share(rows: slice) -> None:
         with np.errstate(over="ignore", invalid="ignore"):  # infinities and NaN pass through quietly, as on the GPU
-            out[rows] = finish(compute(*(widen(a[rows]) for a in (x, *others))), out.dtype)
+            target = out[rows] if out.dtype == accumulator(out.dtype) else None
+            result = compute(target, *(widen(a[rows]) for a in (x, *others)))
+            if result is not target:
+                out[rows] = result.astype(out.dtype, copy=False)
 
     by_images(share, x)
     return out
@@ -68,23 +75,24 @@ def _silu_slope(x: np.ndarray) -> np.ndarray:
     return s * (1 + x * (1 - s))
 
 
-Forward = Callable[[np.ndarray, float], np.ndarray]
-Backward = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
+Forward = Callable[[np.ndarray, float, Any], np.ndarray]
+Backward = Callable[[np.ndarray, np.ndarray, float, Any], np.ndarray]
 
-# kind: (y from x, grad_input from grad_output and what was saved); d grad_output, y output, x input, a alpha
+# kind: (y from x, grad_input from grad_output and what was saved)
+# d grad_output, y output, x input, a alpha, o where the result may go (used where it saves a pass that shows: ReLU)
 _TABLE: dict[str, tuple[Forward, Backward]] = {
-    "relu": (lambda x, a: np.maximum(x, 0), lambda d, y, a: masked(d, y > 0)),
-    "relu6": (lambda x, a: np.clip(x, 0, 6), lambda d, y, a: masked(d, (y > 0) & (y < 6))),
+    "relu": (lambda x, a, o: np.maximum(x, 0, out=o), lambda d, y, a, o: masked(d, y > 0, o)),
+    "relu6": (lambda x, a, o: np.clip(x, 0, 6), lambda d, y, a, o: masked(d, (y > 0) & (y < 6))),
     "leaky_relu": (
-        lambda x, a: np.where(x > 0, x, x.dtype.type(a) * x),
-        lambda d, y, a: np.where(y > 0, d, d.dtype.type(a) * d),
+        lambda x, a, o: np.where(x > 0, x, x.dtype.type(a) * x),
+        lambda d, y, a, o: np.where(y > 0, d, d.dtype.type(a) * d),
     ),
-    "elu": (_elu, lambda d, y, a: np.where(y > 0, d, d * (y + d.dtype.type(a)))),
-    "sigmoid": (lambda x, a: _sigmoid(x), lambda d, y, a: d * y * (1 - y)),
-    "tanh": (lambda x, a: np.tanh(x), lambda d, y, a: d * (1 - y * y)),
-    "gelu": (lambda x, a: x * _normal_cdf(x), lambda d, x, a: d * _gelu_slope(x)),
-    "silu": (lambda x, a: x * _sigmoid(x), lambda d, x, a: d * _silu_slope(x)),
-    "softplus": (lambda x, a: np.logaddexp(x, x.dtype.type(0)), lambda d, x, a: d * _sigmoid(x)),
+    "elu": (lambda x, a, o: _elu(x, a), lambda d, y, a, o: np.where(y > 0, d, d * (y + d.dtype.type(a)))),
+    "sigmoid": (lambda x, a, o: _sigmoid(x), lambda d, y, a, o: d * y * (1 - y)),
+    "tanh": (lambda x, a, o: np.tanh(x), lambda d, y, a, o: d * (1 - y * y)),
+    "gelu": (lambda x, a, o: x * _normal_cdf(x), lambda d, x, a, o: d * _gelu_slope(x)),
+    "silu": (lambda x, a, o: x * _sigmoid(x), lambda d, x, a, o: d * _silu_slope(x)),
+    "softplus": (lambda x, a, o: np.logaddexp(x, x.dtype.type(0)), lambda d, x, a, o: d * _sigmoid(x)),
 }
 
 

@@ -31,8 +31,10 @@ def masked(values: np.ndarray, mask: np.ndarray, out: np.ndarray | None = None) 
     Multiplies the bit patterns as integers: several times faster than `np.where`, which branches on every element.
     """
     bits = np.dtype(f"u{values.itemsize}")
-    result = np.multiply(values.view(bits), mask, out=None if out is None else out.view(bits), dtype=bits)
-    return result.view(values.dtype)
+    if out is None:
+        return np.multiply(values.view(bits), mask, dtype=bits).view(values.dtype)
+    np.multiply(values.view(bits), mask, out=out.view(bits), dtype=bits)
+    return out
 
 
 def by_images(work: Callable[[slice], None], x: np.ndarray) -> None:

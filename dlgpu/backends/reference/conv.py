@@ -13,7 +13,7 @@ import numpy as np
 from dlgpu import memory_format
 from dlgpu.backends.contract import ALGORITHMS, Algorithm
 from dlgpu.backends.reference import conv_direct, conv_fft, conv_im2col
-from dlgpu.backends.reference.common import finish, widen
+from dlgpu.backends.reference.common import by_images, finish, widen
 from dlgpu.backends.reference.conv_winograd import Winograd
 from dlgpu.backends.shapes import Conv2d, Padding2d, Size2d, check_shape, conv_transpose
 from dlgpu.dtypes import check_floats
@@ -36,7 +36,8 @@ def conv2d(
     g = Conv2d.of("conv2d", x.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
     y = _algorithm("conv2d", algorithm).forward(widen(x), widen(weight), g)
     if bias is not None:
-        y += widen(bias)[:, None, None]
+        shift = widen(bias)[:, None, None]
+        by_images(lambda images: np.add(y[images], shift, out=y[images]), y)
     return finish(y, x.dtype, memory_format.of(x, weight))
 
 

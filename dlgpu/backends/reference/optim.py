@@ -1,7 +1,7 @@
 """Optimizer steps, in place on flat arenas.
 
-An arena is walked in blocks that fit a core's cache, so that the passes of one update read memory once; blocks are
-shared out over threads.
+An arena is walked in blocks that fit a core's cache, so that the passes of one update read memory once. One thread does
+it: these passes are so short that two would mostly wait for the interpreter's lock (measured: slower).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 from dlgpu.backends.shapes import check_shape
 from dlgpu.errors import DtypeError, ShapeError
-from dlgpu.threads import parallel, slices
+from dlgpu.threads import slices
 
 BLOCK = 1 << 15  # elements: four arrays of them fit into a core's cache
 
@@ -126,5 +126,5 @@ def _each_block(op: str, update: Callable[..., None], *arenas: np.ndarray) -> No
         raise DtypeError(f"[{op}] arenas must all be float32 or all float64; got {got}")
     for a in arenas:
         check_shape(op, "arena", a.shape, (param.size,))
-    blocks = slices(param.size, BLOCK)
-    parallel(lambda index: update(*(a[blocks[index]] for a in arenas)), len(blocks))
+    for block in slices(param.size, BLOCK):
+        update(*(a[block] for a in arenas))

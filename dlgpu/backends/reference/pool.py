@@ -42,13 +42,17 @@ def _max_and_place(x: np.ndarray, g: Pool2d, inside: list[np.ndarray]) -> tuple[
     was not met. A place in the padding never counts as met; a window that never meets (padding only) gets 0.
     """
     seen = list(taps(x, g))
+    if g.stride[1] > 1:  # read again and again below: gather once, since NumPy is slow on elements that lie apart
+        seen = [np.ascontiguousarray(tap) for tap in seen]
     y = seen[0].copy()
     for tap in seen[1:]:
         np.maximum(y, tap, out=y)
     has_nan = bool(np.isnan(y).any())
     place = np.zeros(y.shape, g.argmax_dtype)
     met = None if all(real.all() for real in inside) else np.zeros(y.shape, bool)
-    for tap, real in zip(reversed(seen), reversed(inside), strict=True):
+    places = list(zip(seen, inside, strict=True))
+    # Where every place is real, a window that met its maximum nowhere before has it in the last place: no need to look.
+    for tap, real in reversed(places if met is not None else places[:-1]):
         miss = tap != y
         if has_nan:
             miss &= ~np.isnan(tap)
