@@ -1,4 +1,4 @@
-"""Files that appear under their names only when they are whole."""
+"""Files that appear under their names only when they are whole, and where those lie that can be made again."""
 
 from __future__ import annotations
 
@@ -29,3 +29,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:  # Ctrl-C too must not leave half a file behind
         os.unlink(part)
         raise
+
+
+def cache_folder(name: str) -> Path:
+    """$DLGPU_CACHE/<name>, else ~/.cache/dlgpu/<name>: downloads and compiled kernels. It need not exist yet."""
+    return Path(os.environ.get("DLGPU_CACHE") or Path.home() / ".cache" / "dlgpu") / name

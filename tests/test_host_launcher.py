@@ -473,7 +473,7 @@ def test_missing_tools_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(BackendUnavailable, match=r"needs g\+\+"):
         launcher._compiler.__wrapped__()
     monkeypatch.setattr(launcher.importlib.util, "find_spec", lambda _: None)
-    monkeypatch.setattr(launcher.Path, "exists", lambda _: False)
+    monkeypatch.setattr(launcher.Path, "is_file", lambda _: False)
     with pytest.raises(BackendUnavailable, match=r'pip install "dlgpu\[test\]"'):
         launcher._cuda_includes.__wrapped__()
 

@@ -10,7 +10,7 @@ from http.client import HTTPException
 from pathlib import Path
 
 from dlgpu.errors import DataError
-from dlgpu.files import atomic_file
+from dlgpu.files import atomic_file, cache_folder
 
 
 def find_folder(
@@ -25,10 +25,10 @@ def find_folder(
     """The folder that has all `files` of the data set `name`.
 
     With `root` only that folder counts. Without it: $DLGPU_DATA/<name>, the `packaged` folders, then
-    ~/.cache/dlgpu/<name>, which `fetch(folder)` fills if no folder has the files. Raises DataError if a file is
-    missing in `root`, or if fetching fails: its last words, "Put <files> into <folder>", go on with `advice`.
+    `dlgpu.files.cache_folder(name)`, which `fetch(folder)` fills if no folder has the files. Raises DataError if a
+    file is missing in `root`, or if fetching fails: its last words, "Put <files> into <folder>", go on with `advice`.
     """
-    cache = Path.home() / ".cache" / "dlgpu" / name
+    cache = cache_folder(name)
     if root is not None:
         folders = [Path(root)]
     elif own := os.environ.get("DLGPU_DATA"):

@@ -6,13 +6,11 @@ for every architecture, and the table of registers in docs/kernels.md.
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.backends.kernels.sources import families, folder
 from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
 
@@ -68,7 +66,7 @@ def compile_family(family: str, arch: str) -> Compiled:
     try:
         for name in families()[family]:
             call(nvrtc.nvrtcAddNameExpression, program, f"&{name}".encode())
-        includes = [f"-I{folder()}", *(f"-I{path}" for path in include_folders())]
+        includes = [f"-I{folder()}", *(f"-I{path}" for path in cuda_headers("cuda_fp16.h", "nv/target"))]
         options = [f"-arch={arch}", "-std=c++17", "--ptxas-options=-v", *includes]
         status = nvrtc.nvrtcCompileProgram(program, len(options), [o.encode() for o in options])[0]
         log = b" " * call(nvrtc.nvrtcGetProgramLogSize, program)
@@ -105,28 +103,6 @@ def _resources(log: str, names: dict[str, str]) -> dict[str, Resources]:
             int(shared[1]) if shared else 0,
         )
     return {name: found[mangled] for name, mangled in names.items()}
-
-
-def include_folders() -> list[Path]:
-    """Where cuda_fp16.h and the <nv/target> it includes are: the pip wheels of CUDA 13 or 12, else a toolkit.
-
-    Raises `BackendUnavailable`.
-    """
-    spec = importlib.util.find_spec("nvidia")
-    wheels = [Path(path) for path in (spec.submodule_search_locations or [])] if spec else []
-    toolkits = [Path(os.environ.get(name) or "/usr/local/cuda") for name in ("CUDA_HOME", "CUDA_PATH")]
-    homes = [[wheel / "cu13"] for wheel in wheels]
-    homes += [[wheel / "cuda_runtime", wheel / "cuda_cccl"] for wheel in wheels]
-    homes += [[toolkit] for toolkit in toolkits]
-    for home in homes:
-        folders = [
-            include for part in home for include in (part / "include", part / "include" / "cccl") if include.is_dir()
-        ]
-        if all(any((folder / name).is_file() for folder in folders) for name in ("cuda_fp16.h", "nv/target")):
-            return folders
-    raise BackendUnavailable(
-        '[kernels] the CUDA headers are missing; got none: pip install "dlgpu[test]" (or [cuda12])'
-    )
 
 
 def _nvrtc() -> Any:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
 from dlgpu.backends.kernels.plan import Dim3
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
-from dlgpu.files import atomic_file
+from dlgpu.files import atomic_file, cache_folder
 
 
 class CupyLauncher:
@@ -116,8 +115,7 @@ def _cast(kernel: str, parameter: sources.Parameter, value: Any, array: type) ->
 
 def cubin(family: str, arch: str) -> tuple[Path, dict[str, str]]:
     """The compiled family, from the cache or made now -> (cubin file, instantiation -> mangled name)."""
-    folder = Path(os.environ.get("DLGPU_CACHE", Path.home() / ".cache" / "dlgpu")) / "cubin"
-    stem = folder / f"{family}-{arch}-{_sources_hash()}"
+    stem = cache_folder("cubin") / f"{family}-{arch}-{_sources_hash()}"
     path, names = stem.with_suffix(".cubin"), stem.with_suffix(".json")
     if not (path.exists() and names.exists()):
         compiled = compile_family(family, arch)

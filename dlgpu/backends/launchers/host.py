@@ -35,7 +35,9 @@ from typing import Any
 
 import numpy
 
+from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
+from dlgpu.files import cache_folder
 
 ROOT = Path(__file__).parents[3]
 KERNELS, RUNTIME = ROOT / "kernels", ROOT / "bindings" / "host"
@@ -169,7 +171,7 @@ def build(flavour: str, sources: Sequence[Path]) -> Path:
         jobs.append((source, [*compile_, *python, *runtime_flags]))
     jobs += [(source, [*compile_, *kernel_flags, "-x", "c++"]) for source in sources]
 
-    folder = _cache_folder()
+    folder = cache_folder("host")
     objects = [(folder / "objects" / f"{source.stem}-{_digest(source, command)}.o") for source, command in jobs]
     link = [_compiler(), "-shared", *link_flags, "-Wl,-Bsymbolic"]
     key = hashlib.sha256(repr((link, sorted(map(str, objects)))).encode()).hexdigest()[:16]
@@ -239,18 +241,7 @@ def _machine_flags() -> list[str]:
 
 @cache
 def _cuda_includes() -> list[str]:
-    """Where cuda_fp16.h and what it includes lie: the pip wheels, $CUDA_HOME, /usr/local/cuda."""
-    spec = importlib.util.find_spec("nvidia")
-    wheels = [Path(place) / "cu13" for place in (spec.submodule_search_locations or [] if spec else [])]
-    for home in [*wheels, Path(os.environ.get("CUDA_HOME") or "/usr/local/cuda"), Path("/usr/local/cuda")]:
-        folders = [home / "include", home / "include" / "cccl"]
-        needed = ("cuda_fp16.h", "crt/host_defines.h", "nv/target")
-        if all(any((folder / name).exists() for folder in folders) for name in needed):
-            return [f"-isystem{folder}" for folder in folders if folder.exists()]
-    raise BackendUnavailable(
-        '[host launcher] needs the CUDA headers; `pip install "dlgpu[test]"` (nvidia-cuda-runtime, nvidia-cuda-crt, '
-        "nvidia-cuda-cccl 13.*), or set CUDA_HOME to a toolkit"
-    )
+    return [f"-isystem{folder}" for folder in cuda_headers("cuda_fp16.h", "crt/host_defines.h", "nv/target")]
 
 
 @cache
@@ -260,10 +251,6 @@ def _python_includes() -> list[str]:
     except ImportError:
         raise BackendUnavailable('[host launcher] needs pybind11; `pip install "dlgpu[test]"`') from None
     return [f"-isystem{pybind11.get_include()}", f"-isystem{sysconfig.get_paths()['include']}"]
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("DLGPU_CACHE") or Path.home() / ".cache" / "dlgpu") / "host"
 
 
 @contextmanager
