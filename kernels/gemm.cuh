@@ -124,7 +124,6 @@ __global__ void __launch_bounds__(256, BM == 128 ? 1 : 2)
     float sums[TM][TN] = {};
     Tile<T, BM, BK, !TransposeA> a_next;
     Tile<T, BN, BK, TransposeB> b_next;
-    __syncthreads();  // the tiles of the last batch have been read
     a_next.fetch(a_matrix, g.lda, first_m, g.M, 0, g.K);
     b_next.fetch(b_matrix, g.ldb, first_n, g.N, 0, g.K);
     a_next.store(a_tiles[0]);

@@ -6,6 +6,7 @@ another order: the bounds below say how much that is, and grow with the length o
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import ml_dtypes
@@ -23,13 +24,20 @@ LAYOUTS = memory_format.FORMATS
 
 
 class OnDevice:
-    """A kernel backend that takes and returns NumPy arrays, so that one test serves the CPU and the GPU."""
+    """A kernel backend that takes and returns NumPy arrays, so that one test serves the CPU and the GPU.
+
+    On the host launcher every call runs threads and blocks in another order: results must not depend on it.
+    """
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
+        self.orders = itertools.cycle(("forward", "reverse", "random"))
 
     def __getattr__(self, op: str) -> Any:
         def call(*args: Any, **options: Any) -> Any:
+            if self.backend.name == "host":
+                order = next(self.orders)
+                self.backend.launcher.configure(order=order, block_order=order)
             moved = [self._to(a) if isinstance(a, np.ndarray) else a for a in args]
             result = getattr(self.backend, op)(*moved, **options)
             for mine, theirs in zip(args, moved, strict=True):  # optimizer steps and running statistics work in place

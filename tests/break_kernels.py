@@ -1,0 +1,83 @@
+"""Break each kernel on purpose and see the tests go red: `python tests/break_kernels.py` (some minutes).
+
+Works on a copy of the checkout. Every row must say "red"; exit code 1 if one does not.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# file, what it says, what the broken kernel says, the tests that must notice, the launcher's flavour
+BREAKS = [
+    ("im2col.cuh", "w >= 0 && w < g.W", "w >= 0 && w <= g.W", "test_im2col", "fast"),
+    ("im2col.cuh", "- g.pad_top + r * g.dilation_h", "- g.pad_top + r", "test_im2col", "fast"),
+    ("shapes.cuh", "return window < windows ? window : -1;", "return window;", "test_max_pool", "check"),
+    ("pool.cuh", "!(value <= best) && best == best", "value >= best", "test_max_pool", "fast"),
+    ("pool.cuh", "at.y * g.stride_h - g.pad_top + r;", "at.y * g.stride_w - g.pad_top + r;", "test_avg_pool", "fast"),
+    ("gemm.cuh", "      }\n      __syncthreads();\n    }\n", "      }\n    }\n", "gemm or linear", "check"),
+    ("gemm.cuh", "(DeepFast ? depth - d : rows - r)", "(DeepFast ? depth - d + 1 : rows - r)", "gemm", "check"),
+    ("gemm.cuh", "a_next.store(a_tiles[1 - now]);", "a_next.store(a_tiles[now]);", "gemm", "fast"),
+    ("reduce.cuh", "  __syncthreads();  // an earlier call's partial results have been read\n", "", "norm", "check"),
+    ("reduce.cuh", "lane < warps ? partial[lane]", "lane <= warps ? partial[lane]", "norm", "fast"),
+    ("norm.cuh", "var * count / (count - 1)", "var", "test_batch_norm", "fast"),
+    ("norm.cuh", "o = c - (size - 1) / 2", "o = c - size / 2", "test_local_response_norm", "fast"),
+    (
+        "softmax.cuh",
+        "sum += expf(to_float(x[c * g.inner]) - safe)",
+        "sum += expf(to_float(x[c]) - safe)",
+        "softmax",
+        "fast",
+    ),
+    ("softmax.cuh", "smoothing / g.classes", "smoothing", "test_cross_entropy", "fast"),
+    ("dropout.cuh", "round < 10", "round < 9", "test_dropout", "fast"),
+    ("activation.cuh", "d * (1.0f - saved * saved)", "d * (1.0f - saved)", "test_activations", "fast"),
+    ("optim.cuh", "* root + eps", "+ eps", "test_optimizer", "fast"),
+    ("optim.cuh", "nesterov ? momentum * v + step : v", "v", "test_optimizer", "fast"),
+    ("movement.cuh", "channels_last ? i % C", "channels_last ? i % W", "test_cast", "fast"),
+    ("grad_bias.cuh", "j / g.spatial, c, j % g.spatial", "j % g.N, c, j % g.spatial", "test_conv2d", "fast"),
+]
+
+
+def main() -> int:
+    """Try every break and print the table."""
+    green = 0
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "dlgpu"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".git", ".venv", "runs", "results", "__pycache__"))
+        for name, right, wrong, tests, flavour in BREAKS:
+            path = copy / "kernels" / name
+            text = path.read_text()
+            if text.count(right) < 1:
+                print(f"STALE  {name}: {right!r} is not there any more")
+                green += 1
+                continue
+            path.write_text(text.replace(right, wrong))
+            red = run(copy, tests, flavour)
+            path.write_text(text)
+            green += not red
+            change = f"{right.strip()[:50]!r} -> {wrong.strip()[:40]!r}"
+            print(f"{'red  ' if red else 'GREEN'} {name:<16} {flavour:<6} {change}", flush=True)
+    return 1 if green else 0
+
+
+def run(checkout: Path, tests: str, flavour: str) -> bool:
+    """Whether the kernel tests fail."""
+    files = [str(checkout / "tests" / name) for name in ("test_kernels.py", "test_kernels_nn.py")]
+    chosen = ["-n", "0", "-x", "-k", f"host and ({tests}) and not large_tiles", "-p", "no:cacheprovider"]
+    environment = {**os.environ, "PYTHONPATH": str(checkout), "DLGPU_HOST_FLAVOUR": flavour}
+    command = [sys.executable, "-m", "pytest", *chosen, *files]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)
+    if result.returncode not in (0, 1) or "does not compile" in result.stdout:
+        raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-500:]}")
+    return result.returncode == 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

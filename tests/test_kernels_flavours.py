@@ -1,0 +1,35 @@
+"""The kernel tests again under the host launcher's bug finders, each in a process of its own.
+
+ubsan: index, alignment and integer errors. asan: out of bounds in global and shared memory. check: races between
+threads and blocks, reads of shared memory that nobody wrote.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dlgpu.backends.launchers.host import check_requirements, own_process_environment
+from dlgpu.errors import BackendUnavailable
+
+TESTS = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flavour", ["ubsan", "asan", "check"])
+def test_kernels_are_clean(flavour: str) -> None:
+    try:
+        check_requirements()
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    files = [str(TESTS / name) for name in ("test_kernels.py", "test_kernels_nn.py")]
+    chosen = ["-n", "0", "-x", "-k", "host and not large_tiles", "-p", "no:cacheprovider"]
+    environment = {**os.environ, **own_process_environment(flavour)}
+    command = [sys.executable, "-m", "pytest", *chosen, *files]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent, check=False)
+    assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
+    assert " passed" in run.stdout  # else nothing was run
