@@ -317,8 +317,8 @@ class Tensor:
 
         def backward(g: Any) -> Sequence[Any]:
             return (
-                _unbroadcast(g @ y.swapaxes(-1, -2), x) if a_needs else None,
-                _unbroadcast(x.swapaxes(-1, -2) @ g, y) if b_needs else None,
+                _summed_back(g @ y.swapaxes(-1, -2), x.shape, x.dtype) if a_needs else None,
+                _summed_back(x.swapaxes(-1, -2) @ g, y.shape, y.dtype) if b_needs else None,
             )
 
         a_needs, b_needs = a.requires_grad, b.requires_grad
@@ -527,10 +527,6 @@ def _summed_back(grad: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         stretched = (new + i for i, size in enumerate(shape) if size == 1 and grad.shape[new + i] != 1)
         grad = grad.sum(axis=(*range(new), *stretched), dtype=dtypes.accumulator(grad.dtype)).reshape(shape)
     return grad.astype(dtype, copy=False)
-
-
-def _unbroadcast(grad: Any, like: Any) -> Any:
-    return _summed_back(grad, like.shape, like.dtype)
 
 
 def _move(t: Tensor, target: Contract) -> Any:

@@ -28,7 +28,7 @@ WORKSPACE_BYTES = 1 << 28
 def product_plan(op: str, g: Conv2d, rows: int, dtype: np.dtype) -> Plan:
     """The forward product of `rows` windows with the filters."""
     product = Gemm(g.G, rows, g.K // g.G, _depth(g))
-    return gemm.plan(op, product, storage(op, dtype), False, True, matrices=_side_by_side(g, g.K, product, "out"))
+    return gemm.plan(op, product, storage(op, dtype), False, True, matrices=_side_by_side(g, "out"))
 
 
 def forward_plans(op: str, g: Conv2d, dtype: np.dtype) -> list[tuple[slice, list[Plan]]]:
@@ -96,9 +96,7 @@ class ConvOps(Im2colOps):
             rows = _rows(dy[images])
             product = Gemm(g.G, len(rows), _depth(g), g.K // g.G)
             columns = self.xp.empty((len(rows), g.G * _depth(g)), dx.dtype)
-            plan = gemm.plan(
-                op, product, storage(op, dx.dtype), False, False, matrices=_side_by_side(g, g.K, product, "a")
-            )
+            plan = gemm.plan(op, product, storage(op, dx.dtype), False, False, matrices=_side_by_side(g, "a"))
             self.run(plan, rows, filters, None, None, columns)
             dx[images] = self.col2im(columns, input_shape=dx[images].shape, **_window(g))
         return dx
@@ -126,9 +124,7 @@ class ConvOps(Im2colOps):
             rows = _rows(dy[images])
             product = Gemm(g.G, g.K // g.G, _depth(g), len(rows))
             part = self.xp.empty(g.weight_shape, x.dtype)
-            plan = gemm.plan(
-                op, product, storage(op, x.dtype), True, False, matrices=_side_by_side(g, g.K, product, "ab")
-            )
+            plan = gemm.plan(op, product, storage(op, x.dtype), True, False, matrices=_side_by_side(g, "ab"))
             self.run(plan, rows, self._columns(x[images], g), None, None, part)
             total += part
         return self.dense(total.astype(x.dtype, copy=False), memory_format.of(grad_output, x))
@@ -187,16 +183,16 @@ def _rounds(g: Conv2d, itemsize: int) -> list[slice]:
     return slices(g.N, max(1, WORKSPACE_BYTES // per_image))
 
 
-def _side_by_side(g: Conv2d, channels: int, product: Gemm, rows: str) -> gemm.Matrices:
+def _side_by_side(g: Conv2d, rows: str) -> gemm.Matrices:
     """Columns and rows hold all groups next to each other; filters one group after the other.
 
     `rows` says which matrices are rows: the output (then a is columns), a (then the output is columns), or both factors
     of a weight gradient.
     """
-    depth, per_group = _depth(g), channels // g.G
+    depth, per_group = _depth(g), g.K // g.G
     filters = per_group * depth
     if rows == "out":
-        return gemm.Matrices(g.G * depth, depth, channels, depth, filters, per_group)
+        return gemm.Matrices(g.G * depth, depth, g.K, depth, filters, per_group)
     if rows == "a":
-        return gemm.Matrices(channels, depth, g.G * depth, per_group, filters, depth)
-    return gemm.Matrices(channels, g.G * depth, depth, per_group, depth, filters)
+        return gemm.Matrices(g.K, depth, g.G * depth, per_group, filters, depth)
+    return gemm.Matrices(g.K, g.G * depth, depth, per_group, depth, filters)

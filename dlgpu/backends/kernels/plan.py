@@ -45,9 +45,14 @@ class Plan:
         return f"{self.kernel} on grid {grid}, block {block}{shared}" + (f"  ({self.why})" if self.why else "")
 
 
-def elementwise(op: str, kernel: str, count: int, *args: Any) -> Plan:
-    """A grid-stride loop over `count` elements."""
+def check_count(op: str, count: int) -> None:
+    """An array must be small enough to be indexed; raises `ShapeError`."""
     if count > MOST_ELEMENTS:
         raise ShapeError(f"[{op}] kernels index with 32 bits: at most {MOST_ELEMENTS} elements; got {count}")
+
+
+def elementwise(op: str, kernel: str, count: int, *args: Any) -> Plan:
+    """A grid-stride loop over `count` elements."""
+    check_count(op, count)
     blocks = min(-(-count // THREADS), MOST_BLOCKS)
     return Plan(kernel, (blocks, 1, 1), (THREADS, 1, 1), args, why=f"{count} elements, one per thread and round")

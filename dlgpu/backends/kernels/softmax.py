@@ -9,17 +9,15 @@ import numpy as np
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import MOST_BLOCKS, MOST_ELEMENTS, THREADS, Plan, elementwise
+from dlgpu.backends.kernels.plan import MOST_BLOCKS, THREADS, Plan, check_count, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
 from dlgpu.backends.shapes import axes, check_shape, check_target
 from dlgpu.dtypes import check_floats
-from dlgpu.errors import ShapeError
 
 
 def rows(op: str, shape: tuple[int, ...], axis: int) -> tuple[int, int, int]:
     """(outer, classes, inner): how an axis of a contiguous array lies in memory."""
-    if math.prod(shape) > MOST_ELEMENTS:
-        raise ShapeError(f"[{op}] kernels index with 32 bits: at most {MOST_ELEMENTS} elements; got shape {shape}")
+    check_count(op, math.prod(shape))
     (at,) = axes(op, shape, axis)
     return math.prod(shape[:at]), shape[at], math.prod(shape[at + 1 :])
 

@@ -108,8 +108,6 @@ def storage(op: str, dtype: np.dtype) -> str:
     return STORAGE[str(dtype)]
 
 
-def pack(type_name: str, *values: Any, **named: Any) -> np.ndarray:
-    """A struct as a 0-d structured array, from its fields in order or by name."""
-    dtype = struct(type_name)
-    fields = tuple(values) if values else tuple(named[name] for name in dtype.names or ())
-    return np.array(fields, dtype)
+def pack(type_name: str, *values: Any) -> np.ndarray:
+    """A struct as a 0-d structured array, from its fields in order."""
+    return np.array(values, struct(type_name))
