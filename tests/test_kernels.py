@@ -83,8 +83,8 @@ def check(actual: np.ndarray, expected: np.ndarray, terms: int = 1, scale: float
     assert memory_format.of(actual) == memory_format.of(expected)
     unit = float(ml_dtypes.finfo(actual.dtype).eps)
     wide, truth = actual.astype(np.float64), expected.astype(np.float64)
-    # Two sums of `terms` products: each addition rounds by 2^-24 of a partial sum, at most terms * scale, and roundings of
-    # random sign grow with the root of their number; four times that covers every element. Then both are stored.
+    # Two sums of `terms` products: each addition rounds by 2^-24 of a partial sum, at most terms * scale, and roundings
+    # of random sign grow with the root of their number; four times that covers every element. Then both are stored.
     bound = 2 * terms * 2.0**-24 * scale * terms**0.5 * 4 + unit * np.abs(truth)
     wrong = ~(np.abs(wide - truth) <= bound) & ~((wide == truth) | (np.isnan(wide) & np.isnan(truth)))
     assert not wrong.any(), f"{wrong.sum()} of {wrong.size} differ, first at {np.argwhere(wrong)[0]}"
