@@ -8,6 +8,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -352,26 +353,50 @@ def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
 
 
 @kernels.command("plan")
-@click.argument("op", type=click.Choice(["conv2d"]))
+@click.argument("op", type=click.Choice(["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]))
 @click.argument("sizes", nargs=5, type=int, metavar="N C H W K")
 @click.option("--kernel", "kernel_size", default=3, show_default=True, help="filter height and width")
 @click.option("--stride", default=1, show_default=True)
 @click.option("--padding", default=0, show_default=True)
+@click.option("--groups", default=1, show_default=True)
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16")
-def show_plan(op: str, sizes: tuple[int, ...], kernel_size: int, stride: int, padding: int, dtype: str) -> None:
+@click.option("--layout", default="channels_last", show_default=True, help="contiguous or channels_last")
+@click.option("--algorithm", default="auto", show_default=True, help="auto, im2col, implicit_gemm, winograd2, ...")
+@click.option("--capability", default=90, show_default=True, help="of the device: 75, 80, 86, 89, 90 or 100")
+def show_plan(
+    op: str,
+    sizes: tuple[int, ...],
+    kernel_size: int,
+    stride: int,
+    padding: int,
+    groups: int,
+    dtype: str,
+    layout: str,
+    algorithm: str,
+    capability: int,
+) -> None:
     """What an op would launch, and why: `dlgpu kernels plan conv2d 32 64 56 56 128 --padding 1`."""
-    from dlgpu import dtypes
-    from dlgpu.backends.kernels.conv import forward_plans
+    from dlgpu import dtypes, memory_format
+    from dlgpu.backends.kernels.recorder import Recorder
     from dlgpu.backends.shapes import Conv2d
 
     n, c, h, w, k = sizes
-    shape, weights = (n, c, h, w), (k, c, kernel_size, kernel_size)
-    geometry = Conv2d.of(op, shape, weights, None, stride, padding, 1, 1)
-    click.echo(f"{op} {shape} by {weights}: {2 * geometry.macs / 1e9:,.3f} GFLOP")
-    for images, plans in forward_plans(op, geometry, dtypes.parse(dtype)):
-        click.echo(f"images {images.start}..{min(images.stop, n) - 1}")
-        for plan in plans:
-            click.echo(f"  {plan}")
+    geometry = Conv2d.of(op, (n, c, h, w), (k, c // groups, kernel_size, kernel_size), None, stride, padding, 1, groups)
+    ops, kind, stored = Recorder(capability), dtypes.parse(dtype), memory_format.parse(layout)
+    x, weight, y = (
+        memory_format.empty(ops.xp, shape, kind, stored)
+        for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
+    )
+    how: dict[str, Any] = dict(stride=stride, padding=padding, groups=groups, algorithm=algorithm)
+    click.echo(f"{op} {x.shape} by {weight.shape} -> {y.shape}: {2 * geometry.macs / 1e9:,.3f} GFLOP")
+    if op == "conv2d":
+        ops.conv2d(x, weight, ops.xp.empty(k, kind), **how)
+    elif op == "conv2d_grad_input":
+        ops.conv2d_grad_input(y, weight, input_shape=x.shape, **how)
+    else:
+        ops.conv2d_grad_weight(y, x, weight_shape=weight.shape, **how)
+    for text, times in Counter(map(str, ops.plans)).items():
+        click.echo(f"  {text}" + (f", {times} times" if times > 1 else ""))
 
 
 # --- entry --------------------------------------------------------------------------------------------------------

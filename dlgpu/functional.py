@@ -5,12 +5,12 @@ Each function calls the backend's op (`dlgpu.backends.contract`), which checks s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from dlgpu import dtypes, memory_format, random
-from dlgpu.backends.contract import SAVES_OUTPUT, Activation, Algorithm
-from dlgpu.backends.shapes import Padding2d, Size2d, Window2d, check_probability, check_rank, check_shape, pair
+from dlgpu.backends.contract import SAVES_OUTPUT, Activation, Algorithm, Epilogue
+from dlgpu.backends.shapes import Conv2d, Padding2d, Size2d, Window2d, check_probability, check_rank, check_shape, pair
 from dlgpu.errors import DtypeError, ShapeError, UnknownName
 from dlgpu.tensor import Scalar, Tensor, as_tensor
 
@@ -32,13 +32,15 @@ def _present(*tensors: Tensor | None) -> list[Tensor]:
 # --- matrix products and convolution ------------------------------------------------------------------------------
 
 
-def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """input (..., C) @ weight (K, C)ᵀ + bias (K,) -> (..., K)."""
+def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Epilogue | None = None) -> Tensor:
+    """activation(input (..., C) @ weight (K, C)ᵀ + bias (K,)) -> (..., K); `activation="relu"` costs no extra pass."""
     ops = input.backend
     x, w, b = _arrays("linear", input, weight, bias)
     needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+    y = ops.linear(x, w, b, activation=activation)
 
     def backward(g: Any) -> Sequence[Any]:
+        g = _before(ops, g, y, activation)
         grads = (
             ops.linear_grad_input(g, w) if needs[0] else None,
             ops.linear_grad_weight(g, x) if needs[1] else None,
@@ -47,12 +49,17 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return grads[: len(inputs)]
 
     inputs = _present(input, weight, bias)
-    return Tensor.from_op("linear", ops.linear(x, w, b), inputs, backward, _saved_products(input, weight))
+    return Tensor.from_op("linear", y, inputs, backward, _saved_products(input, weight))
 
 
 def _saved_products(input: Tensor, weight: Tensor) -> list[Tensor]:
     """Each factor of a product is needed for the gradient of the other."""
     return [input] * weight.requires_grad + [weight] * input.requires_grad
+
+
+def _before(ops: Any, g: Any, y: Any, activation: Epilogue | None) -> Any:
+    """The gradient before a fused activation, from the output's."""
+    return g if activation is None else ops.activation_grad(g, y, kind=activation)
 
 
 def conv2d(
@@ -64,6 +71,8 @@ def conv2d(
     dilation: Size2d = 1,
     groups: int = 1,
     *,
+    residual: Tensor | None = None,
+    activation: Epilogue | None = None,
     algorithm: Algorithm = "auto",
 ) -> Tensor:
     """Cross-correlation of (N, C, H, W) with weights (K, C/groups, R, S), plus bias (K,) -> (N, K, P, Q).
@@ -72,6 +81,8 @@ def conv2d(
 
     Args:
         padding: zeros at the borders: an int, (vertical, horizontal), ((top, bottom), (left, right)), "same", "valid".
+        residual: (N, K, P, Q), added to the result; like `activation`, at no extra pass over memory.
+        activation: "relu", or None.
         algorithm: how to compute it (`dlgpu.backends.contract.ALGORITHMS`); the result is the same within rounding.
 
     Raises:
@@ -79,20 +90,69 @@ def conv2d(
         DtypeError: the tensors do not share one floating-point dtype.
     """
     ops = input.backend
-    x, w, b = _arrays("conv2d", input, weight, bias)
+    x, w, b, added = _arrays("conv2d", input, weight, bias, residual)
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
-    needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+    y = ops.conv2d(x, w, b, added, activation=activation, **how)
+    products = _conv2d_grads(ops, input, weight, bias, how)
 
     def backward(g: Any) -> Sequence[Any]:
-        grads = (
-            ops.conv2d_grad_input(g, w, input_shape=x.shape, **how) if needs[0] else None,
-            ops.conv2d_grad_weight(g, x, weight_shape=w.shape, **how) if needs[1] else None,
-            ops.grad_bias(g) if needs[2] else None,
-        )
-        return grads[: len(inputs)]
+        g = _before(ops, g, y, activation)
+        return products(g) if residual is None else (*products(g), g)
+
+    inputs = _present(input, weight, bias, residual)
+    return Tensor.from_op("conv2d", y, inputs, backward, _saved_products(input, weight))
+
+
+def conv2d_relu_max_pool2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size2d = 1,
+    padding: Padding2d = 0,
+    dilation: Size2d = 1,
+    groups: int = 1,
+    *,
+    algorithm: Algorithm = "auto",
+) -> Tensor:
+    """max_pool2d(relu(conv2d(input, weight, bias)), 2) in one op -> (N, K, P // 2, Q // 2).
+
+    What lies between is not kept for the backward pass, which saves its memory.
+    """
+    ops = input.backend
+    x, w, b = _arrays("conv2d", input, weight, bias)
+    how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
+    y, argmax = ops.conv2d_relu_max_pool2d(x, w, b, **how)
+    products = _conv2d_grads(ops, input, weight, bias, how)
+    g = Conv2d.of("conv2d", x.shape, w.shape, None, stride, padding, dilation, groups)
+
+    def backward(grad: Any) -> Sequence[Any]:
+        passed = ops.activation_grad(grad, y, kind="relu")
+        return products(ops.max_pool2d_grad(passed, argmax, input_shape=g.output_shape, kernel_size=2))
 
     inputs = _present(input, weight, bias)
-    return Tensor.from_op("conv2d", ops.conv2d(x, w, b, **how), inputs, backward, _saved_products(input, weight))
+    return Tensor.from_op("conv2d_relu_max_pool2d", y, inputs, backward, _saved_products(input, weight))
+
+
+def _conv2d_grads(
+    ops: Any, input: Tensor, weight: Tensor, bias: Tensor | None, how: dict[str, Any]
+) -> Callable[[Any], tuple[Any, ...]]:
+    """From the gradient of the convolution's output to those of input, weight and (if there is one) bias."""
+    x, w = input.data, weight.data
+    needs_input, needs_weight = input.requires_grad, weight.requires_grad
+    needs_bias = bias is not None and bias.requires_grad
+
+    def grads(g: Any) -> tuple[Any, ...]:
+        dx = ops.conv2d_grad_input(g, w, input_shape=x.shape, **how) if needs_input else None
+        dw = db = None
+        if needs_weight and needs_bias:
+            dw, db = ops.conv2d_grad_weight_bias(g, x, weight_shape=w.shape, **how)
+        elif needs_weight:
+            dw = ops.conv2d_grad_weight(g, x, weight_shape=w.shape, **how)
+        elif needs_bias:
+            db = ops.grad_bias(g)
+        return (dx, dw) if bias is None else (dx, dw, db)
+
+    return grads
 
 
 def conv_transpose2d(

@@ -47,13 +47,18 @@ def empty(xp: Any, shape: tuple[int, ...], dtype: np.dtype, memory_format: Memor
     return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
 
 
-def convert(xp: Any, a: Any, memory_format: MemoryFormat) -> Any:
-    """`a` in the given format: itself if it is already so stored, else a copy. Only 4-D arrays can be channels_last."""
+def is_stored(a: Any, memory_format: MemoryFormat) -> bool:
+    """Whether `a` lies in memory without gaps in the given format. Only 4-D arrays can be channels_last."""
     if memory_format == "channels_last" and a.ndim != 4:
         raise ShapeError(f"[memory_format] channels_last needs an (N, C, H, W) array; got shape {a.shape}")
     dense = a.transpose(0, 2, 3, 1) if memory_format == "channels_last" else a
     one_pixel = a.ndim == 4 and a.shape[2] * a.shape[3] == 1  # stored alike in both formats
-    if dense.flags.c_contiguous and (one_pixel or of(a) == memory_format):
+    return bool(dense.flags.c_contiguous) and (one_pixel or of(a) == memory_format)
+
+
+def convert(xp: Any, a: Any, memory_format: MemoryFormat) -> Any:
+    """`a` in the given format: itself if it is already so stored, else a copy. Only 4-D arrays can be channels_last."""
+    if is_stored(a, memory_format):
         return a
     out = empty(xp, a.shape, a.dtype, memory_format)
     out[...] = a

@@ -49,6 +49,18 @@ GRADIENTS: dict[str, Case] = {
         lambda x, w: F.conv2d(x, w, padding="same", dilation=2, groups=2),
         (normal(*IMAGE), normal(6, 2, 3, 3)),
     ),
+    "conv2d, fused residual and relu": (
+        lambda x, w, b, r: F.conv2d(x, w, b, padding=1, residual=r, activation="relu"),
+        (normal(*IMAGE), normal(3, 4, 3, 3), normal(3), normal(2, 3, *IMAGE[2:])),
+    ),
+    "conv2d_relu_max_pool2d": (
+        lambda x, w, b: F.conv2d_relu_max_pool2d(x, w, b, padding=1),
+        (normal(*IMAGE), normal(3, 4, 3, 3), normal(3)),
+    ),
+    "linear, fused relu": (
+        lambda x, w, b: F.linear(x, w, b, activation="relu"),
+        (normal(3, 4), normal(5, 4), normal(5)),
+    ),
     "conv_transpose2d": (
         lambda x, w, b: F.conv_transpose2d(x, w, b, (2, 3), 1, (1, 2)),
         (normal(2, 4, 3, 2), normal(4, 3, 3, 3), normal(3)),
@@ -240,6 +252,14 @@ def test_activations_that_pytorch_moved_elsewhere(name: str) -> None:
 @pytest.mark.parametrize("algorithm", ["auto", "im2col", "direct", "fft"])
 def test_the_algorithm_reaches_all_three_convolutions(algorithm: Any) -> None:
     gradcheck(lambda x, w: F.conv2d(x, w, padding=1, algorithm=algorithm), normal(1, 2, 5, 4), normal(3, 2, 3, 3))
+
+
+def test_fused_activations_and_residuals() -> None:
+    x, w, b, added = normal(2, 2, 6, 4), normal(3, 2, 3, 3), normal(3), normal(2, 3, 6, 4)
+    expected = F.relu(F.conv2d(x, w, b, padding=1) + added)
+    assert_close(F.conv2d(x, w, b, padding=1, residual=added, activation="relu"), expected, rtol=1e-12)
+    expected = F.max_pool2d(F.relu(F.conv2d(x, w, b, padding=1)), 2)
+    assert_close(F.conv2d_relu_max_pool2d(x, w, b, padding=1), expected, rtol=1e-12)
 
 
 def test_batch_norm_updates_what_evaluation_uses() -> None:

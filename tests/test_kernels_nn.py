@@ -15,7 +15,7 @@ from test_kernels import DTYPES, LAYOUTS, check, kernels, values
 from dlgpu import memory_format
 from dlgpu.backends import reference
 from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT
-from dlgpu.backends.kernels import conv
+from dlgpu.backends.kernels import conv_im2col
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 __all__ = ["kernels"]  # the fixture
@@ -66,6 +66,47 @@ def test_conv2d_and_gradients(
     check(kernels.grad_bias(dy), reference.grad_bias(dy), pixels, 3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", [None, "relu"])
+def test_fused_epilogues(kernels: Any, dtype: Any, layout: Any, activation: Any) -> None:
+    x, w = values(1, (2, 8, 7, 9), dtype, layout), values(2, (24, 8, 3, 3), dtype, layout)
+    b, added = values(3, (24,), dtype), values(4, (2, 24, 7, 9), dtype, layout)
+    x[0, 0, 3, 3] = np.nan
+    how = dict(padding=1, activation=activation)
+    check(kernels.conv2d(x, w, b, added, **how), reference.conv2d(x, w, b, added, **how), 72, 3)
+    check(kernels.conv2d(x, w, b, **how), reference.conv2d(x, w, b, **how), 72, 3)
+    y, argmax = reference.conv2d_relu_max_pool2d(x, w, b, padding=1)
+    got, got_argmax = kernels.conv2d_relu_max_pool2d(x, w, b, padding=1)
+    check(got, y, 72, 3)
+    assert got_argmax.shape == argmax.shape
+    assert memory_format.of(got_argmax) == memory_format.of(argmax)
+    # Rounding may turn a near tie: where the places differ, the values at both are equal within rounding.
+    before = reference.conv2d(x, w, b, padding=1, activation="relu").astype(np.float32)
+    windows = before[:, :, :6, :8].reshape(2, 24, 3, 2, 4, 2).transpose(0, 1, 2, 4, 3, 5).reshape(*y.shape, 4)
+    chosen, best = (np.take_along_axis(windows, a[..., None].astype(int), -1) for a in (got_argmax, argmax))
+    np.testing.assert_allclose(chosen, best, rtol=4 * float(ml_dtypes.finfo(dtype).eps), atol=1e-4)
+    rows, weight = values(5, (5, 33), dtype), values(6, (18, 33), dtype)
+    bias, c = values(7, (18,), dtype), values(8, (5, 18), dtype)
+    check(
+        kernels.linear(rows, weight, bias, activation=activation),
+        reference.linear(rows, weight, bias, activation=activation),
+        33,
+    )
+    how = dict(transpose_b=True, beta=0.5, activation=activation)
+    check(kernels.gemm(rows, weight, c, bias, **how), reference.gemm(rows, weight, c, bias, **how), 33)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_grad_weight_with_bias(kernels: Any, dtype: Any) -> None:
+    x, dy = values(1, (2, 8, 7, 9), dtype), values(2, (2, 24, 7, 9), dtype)
+    how = dict(weight_shape=(24, 8, 3, 3), padding=1)
+    dw, db = kernels.conv2d_grad_weight_bias(dy, x, **how)
+    expected = reference.conv2d_grad_weight_bias(dy, x, **how)
+    check(dw, expected[0], 126, 3)
+    check(db, expected[1], 126, 3)
+
+
 def check_stored(actual: np.ndarray, expected: np.ndarray, adds: int, terms: int) -> None:
     """Like `check`, for col2im: each of `adds` summands is rounded to the storage type before they are added."""
     assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
@@ -82,7 +123,7 @@ def test_convolution_in_rounds(kernels: Any, monkeypatch: pytest.MonkeyPatch) ->
     x, w = values(5, (3, 4, 8, 8), np.float32), values(6, (5, 4, 3, 3), np.float32)
     dy = values(7, (3, 5, 8, 8), np.float32)
     whole = kernels.conv2d(x, w, padding=1), kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1)
-    monkeypatch.setattr(conv, "WORKSPACE_BYTES", 1)
+    monkeypatch.setattr(conv_im2col, "WORKSPACE_BYTES", 1)
     np.testing.assert_array_equal(kernels.conv2d(x, w, padding=1), whole[0])
     np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1), whole[1])
     got = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, padding=1)

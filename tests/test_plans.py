@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlgpu import memory_format
 from dlgpu.backends.kernels import gemm, im2col, pool, sources
 from dlgpu.backends.kernels.geometry import window
 from dlgpu.backends.kernels.plan import MOST_BLOCKS, MOST_ELEMENTS, MOST_YZ, THREADS, elementwise
+from dlgpu.backends.kernels.recorder import Recorder
 from dlgpu.backends.shapes import Gemm, Pool2d, Window2d
-from dlgpu.errors import DtypeError, ShapeError, UnknownName
+from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError, UnknownName
 
 EDGES = (1, 63, 64, 65, 127, 128, 129, 1000)
 
@@ -94,3 +96,32 @@ def test_unknown_kernels_and_dtypes() -> None:
         sources.parameters("dl::im2coll<float>")
     with pytest.raises(DtypeError, match=r"\[conv2d\] kernels take float32, float16, bfloat16; got float64"):
         sources.storage("conv2d", np.dtype(np.float64))
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "im2col"])
+def test_recorder_plans_without_memory(algorithm: str) -> None:
+    """Arrays of several gigabytes: nothing may look inside them."""
+    ops = Recorder()
+    x, w = ops.xp.empty((64, 512, 256, 128)), ops.xp.empty((512, 512, 3, 3))
+    y = ops.conv2d(x, w, ops.xp.empty(512), padding=1, algorithm=algorithm)
+    assert y.shape == x.shape
+    assert any("gemm" in plan.kernel or "conv" in plan.kernel for plan in ops.plans)
+    assert all(plan.why for plan in ops.plans)
+
+
+def test_recorder_sees_layout_copies() -> None:
+    ops = Recorder()
+    x = memory_format.empty(ops.xp, (2, 8, 6, 6), np.dtype(np.float32), "channels_last")
+    ops.to_memory_format(x, "channels_last")
+    assert not ops.plans
+    assert ops.to_memory_format(x, "contiguous").shape == x.shape
+    assert [plan.kernel for plan in ops.plans] == ["dl::copy<float, float>"]
+
+
+def test_conv2d_algorithms_are_chosen_by_name() -> None:
+    ops = Recorder()
+    x, w = ops.xp.empty((1, 4, 5, 5)), ops.xp.empty((4, 4, 3, 3))
+    with pytest.raises(UnknownName, match="Did you mean 'im2col'"):
+        ops.conv2d(x, w, algorithm="im2cal")
+    with pytest.raises(BackendUnavailable, match=r"\[conv2d\] 'fft' has no kernel yet"):
+        ops.conv2d(x, w, algorithm="fft")

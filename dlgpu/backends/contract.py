@@ -50,6 +50,16 @@ def check_activation(op: str, kind: str, alpha: float) -> None:
         raise ShapeError(f"[{op}] alpha must not be negative; got {alpha}")
 
 
+# What a product can apply to its output before it is stored, at no extra pass over memory.
+Epilogue = Literal["relu"]
+
+
+def check_epilogue(op: str, activation: str | None) -> None:
+    """None or an activation that the products fuse."""
+    if activation not in (None, "relu"):
+        raise UnknownName(op, "fused activation", str(activation), ["relu"])
+
+
 Reduction = Literal["sum", "mean", "max"]
 
 
@@ -86,15 +96,17 @@ class Contract(Protocol):
         a: Array,
         b: Array,
         c: Array | None = None,
+        bias: Array | None = None,
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
         transpose_a: bool = False,
         transpose_b: bool = False,
+        activation: Epilogue | None = None,
     ) -> Array:
-        """alpha * op(a) @ op(b) + beta * c for matrices; op transposes where asked.
+        """activation(alpha * op(a) @ op(b) + beta * c + bias) for matrices; op transposes where asked.
 
-        Without c, or with beta 0 (c is not read then), there is no second term.
+        Without c, or with beta 0 (c is not read then), there is no second term. bias (N,) is added to every row.
         """
         ...
 
@@ -109,11 +121,13 @@ class Contract(Protocol):
         transpose_a: bool = False,
         transpose_b: bool = False,
     ) -> Array:
-        """`gemm` for each matrix of a batch: (B, M, K) @ (B, K, N) -> (B, M, N)."""
+        """alpha * op(a) @ op(b) + beta * c for each matrix of a batch: (B, M, K) @ (B, K, N) -> (B, M, N)."""
         ...
 
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
-        """x (..., C) @ weight (K, C)ᵀ + bias (K,) -> (..., K)."""
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None = None, *, activation: Epilogue | None = None
+    ) -> Array:
+        """activation(x (..., C) @ weight (K, C)ᵀ + bias (K,)) -> (..., K)."""
         ...
 
     def linear_grad_input(self, grad_output: Array, weight: Array) -> Array:
@@ -137,16 +151,37 @@ class Contract(Protocol):
         x: Array,
         weight: Array,
         bias: Array | None = None,
+        residual: Array | None = None,
+        *,
+        stride: Size2d = 1,
+        padding: Padding2d = 0,
+        dilation: Size2d = 1,
+        groups: int = 1,
+        activation: Epilogue | None = None,
+        algorithm: Algorithm = "auto",
+    ) -> Array:
+        """Cross-correlation (N, C, H, W) with (K, C/G, R, S) -> activation(conv + bias + residual), (N, K, P, Q).
+
+        P = (H + padding - dilation * (R - 1) - 1) / stride + 1, likewise Q. bias (K,), residual (N, K, P, Q).
+        """
+        ...
+
+    def conv2d_relu_max_pool2d(
+        self,
+        x: Array,
+        weight: Array,
+        bias: Array | None = None,
         *,
         stride: Size2d = 1,
         padding: Padding2d = 0,
         dilation: Size2d = 1,
         groups: int = 1,
         algorithm: Algorithm = "auto",
-    ) -> Array:
-        """Cross-correlation (N, C, H, W) with (K, C/G, R, S) -> (N, K, P, Q).
+    ) -> tuple[Array, Array]:
+        """relu(conv2d) pooled by 2x2 windows with stride 2 -> (y, argmax), both (N, K, P // 2, Q // 2).
 
-        P = (H + padding - dilation * (R - 1) - 1) / stride + 1, likewise Q.
+        y and argmax are those of `max_pool2d`; what the convolution gave need not be kept: where y > 0, ReLU let the
+        maximum pass.
         """
         ...
 
@@ -178,6 +213,21 @@ class Contract(Protocol):
         algorithm: Algorithm = "auto",
     ) -> Array:
         """(N, K, P, Q) and the input -> the gradient of the (K, C/G, R, S) weights. The bias has `grad_bias`."""
+        ...
+
+    def conv2d_grad_weight_bias(
+        self,
+        grad_output: Array,
+        x: Array,
+        *,
+        weight_shape: tuple[int, ...],
+        stride: Size2d = 1,
+        padding: Padding2d = 0,
+        dilation: Size2d = 1,
+        groups: int = 1,
+        algorithm: Algorithm = "auto",
+    ) -> tuple[Array, Array]:
+        """`conv2d_grad_weight` and `grad_bias` in one: grad_output is read once -> (grad_weight, grad_bias)."""
         ...
 
     def conv_transpose2d(

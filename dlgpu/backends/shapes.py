@@ -196,6 +196,12 @@ class Conv2d(Window2d):
         return Conv2d(**vars(window), K=int(K), G=int(groups))
 
 
+def check_pooled(op: str, g: Conv2d) -> None:
+    """The output of a convolution must hold at least one 2x2 window."""
+    if g.P < 2 or g.Q < 2:
+        raise ShapeError(f"[{op}] the convolution must give at least 2x2 pixels to pool; got {g.P}x{g.Q}")
+
+
 def conv_transpose(
     op: str,
     input_shape: Sequence[int],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dlgpu.backends.contract import Array
-from dlgpu.backends.kernels.launching import Launching
+from dlgpu.backends.contract import Array, Epilogue, check_epilogue
+from dlgpu.backends.kernels.activation import ActivationOps
 from dlgpu.backends.kernels.plan import MOST_YZ, Plan
 from dlgpu.backends.kernels.sources import pack, storage
 from dlgpu.backends.shapes import Gemm, Linear, check_shape
@@ -64,7 +64,7 @@ def _blocks(g: Gemm, tile: tuple[int, ...]) -> int:
     return g.B * -(-g.M // tile[0]) * -(-g.N // tile[1])
 
 
-class GemmOps(Launching):
+class GemmOps(ActivationOps):
     """Matrix products of the contract."""
 
     def gemm(
@@ -72,13 +72,17 @@ class GemmOps(Launching):
         a: Array,
         b: Array,
         c: Array | None = None,
+        bias: Array | None = None,
         *,
         alpha: float = 1.0,
         beta: float = 1.0,
         transpose_a: bool = False,
         transpose_b: bool = False,
+        activation: Epilogue | None = None,
     ) -> Array:
-        return self._product("gemm", 2, a, b, c, alpha, beta, transpose_a, transpose_b)
+        check_epilogue("gemm", activation)
+        out = self._product("gemm", 2, a, b, c, alpha, beta, transpose_a, transpose_b, bias)
+        return out if activation is None else self.activation(out, kind=activation)
 
     def batched_gemm(
         self,
@@ -114,16 +118,22 @@ class GemmOps(Launching):
         if c is not None:
             check_shape(op, "c", c.shape, shape)
             c = c if beta != 0 else None  # as in BLAS, c is not read then: it may hold anything
+        if bias is not None:
+            check_shape(op, "bias", bias.shape, (g.N,))
         out = self.xp.empty(shape, a.dtype)
         chosen = plan(op, g, storage(op, a.dtype), transpose_a, transpose_b, alpha, beta)
         dense = (None if m is None else self.xp.ascontiguousarray(m) for m in (a, b, c, bias))
         self.run(chosen, *dense, out)
         return out
 
-    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Array:
+    def linear(
+        self, x: Array, weight: Array, bias: Array | None = None, *, activation: Epilogue | None = None
+    ) -> Array:
+        check_epilogue("linear", activation)
         check_floats("linear", input=x, weight=weight, bias=bias)
         g = Linear.of("linear", x.shape, weight.shape, None if bias is None else bias.shape)
         y = self._product("linear", 2, x.reshape(g.rows, g.C), weight, None, 1.0, 1.0, False, True, bias)
+        y = y if activation is None else self.activation(y, kind=activation)
         return y.reshape(*x.shape[:-1], g.K)
 
     def linear_grad_input(self, grad_output: Array, weight: Array) -> Array:

@@ -8,21 +8,12 @@ import numpy as np
 
 from dlgpu import dtypes, memory_format
 from dlgpu.backends.contract import Array, Reduction
-from dlgpu.backends.kernels.geometry import four_axes, strides
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import Plan, elementwise
-from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.shapes import axes
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import UnknownName
 
 _REDUCTIONS = ("sum", "mean", "max")
-
-
-def plan(op: str, x: Array, y: Array) -> Plan:
-    """One thread per element, in the memory order of what is written."""
-    kernel = f"dl::copy<{storage(op, x.dtype)}, {storage(op, y.dtype)}>"
-    return elementwise(op, kernel, x.size, *x.shape[1:], x.size, strides(x), strides(y))
 
 
 class MovementOps(Launching):
@@ -33,19 +24,13 @@ class MovementOps(Launching):
         check_floats("cast", input=x)
         check_floats("cast", dtype=np.empty(0, target))
         layout = memory_format.of(x)
-        return self._copy("cast", self.dense(x, layout), target, layout)
+        return self.copied("cast", self.dense(x, layout), target, layout)
 
     def to_memory_format(self, x: Array, format: str) -> Array:
         layout = memory_format.parse(format)
-        if x.ndim != 4 or memory_format.of(x) == layout:
-            return memory_format.convert(self.xp, x, layout)  # itself, or the error
-        return self._copy("to_memory_format", x, x.dtype, layout)
-
-    def _copy(self, op: str, x: Array, dtype: np.dtype, layout: memory_format.MemoryFormat) -> Array:
-        y = memory_format.empty(self.xp, x.shape, dtype, layout)
-        source, target = four_axes(x), four_axes(y)
-        self.run(plan(op, source, target), source, target)
-        return y
+        if memory_format.is_stored(x, layout):
+            return x
+        return self.copied("to_memory_format", x, x.dtype, layout) if x.ndim == 4 else self.xp.ascontiguousarray(x)
 
     def reduce(
         self, x: Array, *, kind: Reduction, axis: int | tuple[int, ...] | None = None, keepdims: bool = False

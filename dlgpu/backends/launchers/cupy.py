@@ -46,6 +46,11 @@ class CupyLauncher:
         self.xp = cupy
         self._functions: dict[tuple[str, str], Any] = {}
 
+    @property
+    def capability(self) -> int:
+        """Of the current device: 90 for an H100."""
+        return int(self.xp.cuda.Device().compute_capability)
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""
         arch = architecture(self.xp.cuda.Device().compute_capability)

@@ -75,6 +75,7 @@ class HostLauncher:
     """
 
     xp = numpy
+    capability = 90  # plans are made as for this device
 
     def __init__(
         self, flavour: str | None = None, extra_sources: Iterable[Path] = (), *, project_kernels: bool = True

@@ -3,7 +3,14 @@
 import numpy as xp
 
 from dlgpu.backends.reference.activation import activation, activation_grad
-from dlgpu.backends.reference.conv import conv2d, conv2d_grad_input, conv2d_grad_weight, conv_transpose2d
+from dlgpu.backends.reference.conv import (
+    conv2d,
+    conv2d_grad_input,
+    conv2d_grad_weight,
+    conv2d_grad_weight_bias,
+    conv2d_relu_max_pool2d,
+    conv_transpose2d,
+)
 from dlgpu.backends.reference.dropout import dropout, dropout_grad
 from dlgpu.backends.reference.gemm import (
     batched_gemm,
@@ -54,6 +61,8 @@ __all__ = [
     "conv2d",
     "conv2d_grad_input",
     "conv2d_grad_weight",
+    "conv2d_grad_weight_bias",
+    "conv2d_relu_max_pool2d",
     "conv_transpose2d",
     "cross_entropy",
     "cross_entropy_grad",

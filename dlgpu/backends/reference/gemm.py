@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from dlgpu.backends.contract import Epilogue, check_epilogue
 from dlgpu.backends.reference.common import finish, widen
 from dlgpu.backends.shapes import Gemm, Linear, check_shape
 from dlgpu.dtypes import check_floats
@@ -22,13 +23,21 @@ def gemm(
     a: np.ndarray,
     b: np.ndarray,
     c: np.ndarray | None = None,
+    bias: np.ndarray | None = None,
     *,
     alpha: float = 1.0,
     beta: float = 1.0,
     transpose_a: bool = False,
     transpose_b: bool = False,
+    activation: Epilogue | None = None,
 ) -> np.ndarray:
-    return _product("gemm", 2, a, b, c, alpha, beta, transpose_a, transpose_b)
+    check_epilogue("gemm", activation)
+    check_floats("gemm", a=a, bias=bias)
+    out = _product("gemm", 2, a, b, c, alpha, beta, transpose_a, transpose_b)
+    if bias is not None:
+        check_shape("gemm", "bias", bias.shape, out.shape[1:])
+        out += widen(bias)
+    return finish(_activate(out, activation), a.dtype)
 
 
 def batched_gemm(
@@ -41,7 +50,7 @@ def batched_gemm(
     transpose_a: bool = False,
     transpose_b: bool = False,
 ) -> np.ndarray:
-    return _product("batched_gemm", 3, a, b, c, alpha, beta, transpose_a, transpose_b)
+    return finish(_product("batched_gemm", 3, a, b, c, alpha, beta, transpose_a, transpose_b), a.dtype)
 
 
 def _product(
@@ -68,7 +77,11 @@ def _product(
         check_shape(op, "c", c.shape, (g.M, g.N) if rank == 2 else (g.B, g.M, g.N))
         if beta != 0:  # as in BLAS, c is not read then: it may hold anything
             out += out.dtype.type(beta) * widen(c)
-    return finish(out, a.dtype)
+    return out
+
+
+def _activate(out: np.ndarray, activation: Epilogue | None) -> np.ndarray:
+    return np.maximum(out, 0, out=out) if activation == "relu" else out
 
 
 def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -91,13 +104,16 @@ def product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return out
 
 
-def linear(x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
+def linear(
+    x: np.ndarray, weight: np.ndarray, bias: np.ndarray | None = None, *, activation: Epilogue | None = None
+) -> np.ndarray:
+    check_epilogue("linear", activation)
     check_floats("linear", input=x, weight=weight, bias=bias)
     g = Linear.of("linear", x.shape, weight.shape, None if bias is None else bias.shape)
     out = product(widen(x).reshape(g.rows, g.C), widen(weight).T)  # (rows, K)
     if bias is not None:
         out += widen(bias)
-    return finish(out.reshape(*x.shape[:-1], g.K), x.dtype)
+    return finish(_activate(out, activation).reshape(*x.shape[:-1], g.K), x.dtype)
 
 
 def linear_grad_input(grad_output: np.ndarray, weight: np.ndarray) -> np.ndarray:

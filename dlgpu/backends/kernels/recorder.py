@@ -1,0 +1,46 @@
+"""Writes down what would be launched instead of launching it: `dlgpu kernels plan`, and tests that count launches."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from dlgpu.backends.contract import Array
+from dlgpu.backends.kernels import KernelBackend
+from dlgpu.backends.kernels.plan import Plan
+
+
+class Recorder(KernelBackend):
+    """The ops of the contract on arrays without contents (`phantom`): they make their plans, nothing is computed.
+
+    Args:
+        capability: of the device to plan for: 75, 80, 86, 89, 90 or 100.
+
+    Attributes:
+        plans: what would have been launched, in order.
+    """
+
+    def __init__(self, capability: int = 90) -> None:
+        arrays = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
+        super().__init__("recorder", "host-kernels", SimpleNamespace(xp=arrays, capability=capability))
+        self.plans: list[Plan] = []
+
+    def run(self, plan: Plan, *arrays: Array | None) -> None:
+        """Remember the plan."""
+        if not plan.empty:
+            self.plans.append(plan)
+
+
+def phantom(shape: Any, dtype: Any = np.float32) -> np.ndarray:
+    """An array of any size with the strides of a contiguous one and the memory of one element: for its shape only."""
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    item = np.dtype(dtype).itemsize
+    strides = tuple(item * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    return np.lib.stride_tricks.as_strided(np.zeros((), dtype), shape, strides, writeable=False)
+
+
+def _contiguous(x: np.ndarray, dtype: Any = None) -> np.ndarray:
+    return x if x.flags.c_contiguous and dtype in (None, x.dtype) else phantom(x.shape, dtype or x.dtype)
