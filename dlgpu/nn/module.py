@@ -37,7 +37,8 @@ class Module:
             raise AttributeError(f"[module] call super().__init__() before assigning {name!r}")
         for kind, store in ((Parameter, self._parameters), (Module, self._modules)):
             if isinstance(value, kind):
-                self._forget(name)
+                if name not in store:  # else it keeps its place: a Sequential runs in this order
+                    self._forget(name)
                 store[name] = value
                 return
         if name in self._buffers and isinstance(value, Tensor):
