@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,9 +20,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import dlgpu
-from dlgpu import backends, models, optim
+from dlgpu import backends, insight, models, optim
 from dlgpu.errors import CheckpointError, DlgpuError, ShapeError
-from dlgpu.run import AUGMENTATIONS, Config, Run, load_model, read_config
+from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
 
 # Lines are never broken; tables fit the terminal, or a wide page where there is none.
@@ -37,6 +38,7 @@ def cli() -> None:
     dlgpu train lenet5               learn to read digits (MNIST is included)
     dlgpu eval runs/lenet5-1         test accuracy of that run
     dlgpu predict runs/lenet5-1 a.png    what is in the picture?
+    dlgpu report runs/lenet5-1       one page with all there is to see
     dlgpu models vgg16               the layer table of a network
     """
 
@@ -213,29 +215,49 @@ WHICH = click.option(
 
 
 @cli.command("eval")
-@RUN
+@click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN...")
 @WHICH
+@click.option("--ensemble", is_flag=True, help="judge all RUNs as one: the mean of their probabilities")
 @click.option("--data", "dataset", help="another data set with the same classes [default: the run's]")
 @click.option("--data-root", type=click.Path(), help="where its files are")
-def evaluate(run: Path, which: str, dataset: str | None, data_root: str | None) -> None:
-    """Accuracy of a trained RUN folder on the test images, per class too."""
-    from dlgpu import data
-    from dlgpu.train import predictions
+def evaluate(runs: tuple[Path, ...], which: str, ensemble: bool, dataset: str | None, data_root: str | None) -> None:
+    """Accuracy of trained RUN folders on the test images, per class too.
 
-    model, config = load_model(run, which)
-    test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
-    if len(test.classes) != len(config.classes):
-        raise CheckpointError(
-            f"[eval] the run knows {len(config.classes)} classes; got {len(test.classes)} in {test.name}"
-        )
-    hits, counts = np.zeros(len(test.classes), int), np.bincount(test.labels, minlength=len(test.classes))
-    for _, labels, logits in predictions(model, config.evaluation_batches(test)):
-        hits += np.bincount(labels[logits.argmax(1).numpy() == labels], minlength=len(test.classes))
+    \b
+    dlgpu eval runs/lenet5-1
+    dlgpu eval --ensemble runs/deep_convnet-1 runs/deep_convnet-2 runs/deep_convnet-3
+    """
+    from dlgpu import data
+    from dlgpu.ensemble import Ensemble
+
+    loaded = [load_model(run, which) for run in runs]
+    if ensemble:
+        settings = {(c.classes, c.mean, c.std, c.image_size) for _, c in loaded}
+        if len(settings) > 1:
+            raise CheckpointError(f"[eval] an ensemble's runs must share their data; got {len(settings)} kinds")
+        for (model, config), run in zip(loaded, runs, strict=True):
+            test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
+            console.print(f"{dlgpu.train.evaluate(model, config.evaluation_batches(test))[1]:>8.2%}  {run}")
+        loaded = [(Ensemble([model for model, _ in loaded]), loaded[0][1])]
+        runs = (Path(f"ensemble of {len(runs)}"),)
+    for run, (model, config) in zip(runs, loaded, strict=True):
+        test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
+        if len(test.classes) != len(config.classes):
+            raise CheckpointError(
+                f"[eval] the run knows {len(config.classes)} classes; got {len(test.classes)} in {test.name}"
+            )
+        if len(loaded) > 1:
+            console.print(f"\n{run}", style="bold")
+        _print_accuracy(insight.judge(model, config.evaluation_batches(test), len(test.classes)), test.classes)
+
+
+def _print_accuracy(judgement: insight.Judgement, classes: Sequence[str]) -> None:
     table = Table("class", "images", "correct", "accuracy", box=None)
-    for name, hit, count in zip(test.classes, hits, counts, strict=True):
+    hits, counts = np.diag(judgement.matrix), judgement.matrix.sum(1)
+    for name, hit, count in zip(classes, hits, counts, strict=True):
         table.add_row(name, f"{count:,}", f"{hit:,}", f"{hit / count:.2%}" if count else "-")
     console.print(table)
-    console.print(f"\ntest accuracy {hits.sum() / counts.sum():.2%} ({hits.sum():,} of {counts.sum():,})")
+    console.print(f"\ntest accuracy {judgement.accuracy:.2%} ({hits.sum():,} of {counts.sum():,})")
 
 
 @cli.command()
@@ -270,6 +292,62 @@ def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
 def _bright_border(pixels: np.ndarray) -> bool:
     edge = np.concatenate([pixels[..., 0, :], pixels[..., -1, :], pixels[..., 0], pixels[..., -1]], axis=None)
     return bool(edge.mean() > 127)
+
+
+# --- viz, report --------------------------------------------------------------------------------------------------
+
+
+@cli.command("viz")
+@click.argument("kind", type=click.Choice(["filters", "activations", "saliency", "confusion"]))
+@RUN
+@WHICH
+@click.option("--image", "first", default=0, show_default=True, help="number of the (first) test image to look at")
+@click.option("--count", default=12, show_default=True, help="saliency: how many images")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="PNG to write [default: RUN/KIND.png]")
+def picture(kind: str, run: Path, which: str, first: int, count: int, output: Path | None) -> None:
+    """Draw what a trained RUN has learnt.
+
+    \b
+    filters       the first layer before and after training
+    activations   what each convolution answers to a test image
+    saliency      the pixels that move the score of the right class
+    confusion     which classes it takes for which
+    """
+    from dlgpu import viz
+
+    model, config = load_model(run, which)
+    path, title = output or run / f"{kind}.png", f"{config.model} on {config.dataset}"
+    if kind == "filters":
+        before, after = first_filters(config.build_model(), config), first_filters(model, config)
+        if before is None or after is None:
+            raise ShapeError(f"[viz] filters need a first layer that sees pictures; got {config.model}")
+        viz.filters(before, after, path, title)
+    else:
+        _, _, test = config.complete()
+        if not 0 <= first < len(test) or count < 1:
+            raise ShapeError(f"[viz] --image must be in 0..{len(test) - 1} and --count >= 1; got {first} and {count}")
+        rows = test.subset(slice(first, first + (count if kind == "saliency" else 1)))
+        images = rows.images / np.float32(255)
+        prepared = config.transform(augment=False)(images, np.random.default_rng(0))
+        if kind == "confusion":
+            judgement = insight.judge(model, config.evaluation_batches(test), len(config.classes))
+            viz.confusion(judgement.matrix, config.classes, path, title)
+        elif kind == "activations":
+            viz.activations(images[0], insight.activations(model, prepared[0]), path, title)
+        else:
+            names = [config.classes[label] for label in rows.labels]
+            viz.saliency(images, insight.saliency(model, prepared, rows.labels), path, names, title=title)
+    console.print(str(path))
+
+
+@cli.command("report")
+@RUN
+@WHICH
+def write_report(run: Path, which: str) -> None:
+    """Write RUN/report.html: curves, confusion matrix, worst mistakes, filters and layers in one file."""
+    from dlgpu import report
+
+    console.print(str(report.write(run, which)))
 
 
 # --- info, models -------------------------------------------------------------------------------------------------

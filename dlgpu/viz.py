@@ -1,4 +1,4 @@
-"""Pictures of a training run: curves, first-layer filters, a confusion matrix, a grid of images.
+"""Pictures of a training run: curves, filters, activations, saliency, a confusion matrix, a grid of images.
 
 Every function writes one PNG. The same arguments give the same bytes (with the same Matplotlib), and a call that fails
 leaves an earlier picture as it was. Importing this module does not import Matplotlib, and drawing never touches pyplot:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["confusion", "curves", "filters", "image_grid"]
+__all__ = ["activations", "confusion", "curves", "filters", "image_grid", "saliency"]
 
 DPI = 150
 MARGIN = 24  # picture pixels around everything
@@ -152,6 +152,88 @@ def filters(before: np.ndarray, after: np.ndarray, path: str | os.PathLike[str],
         _text(figure, middle, top, head, 11)
         figure.figimage(mosaic, middle - width // 2, top - head_height - height, origin="upper")
     _save(figure, path)
+
+
+def activations(
+    image: np.ndarray,
+    layers: Mapping[str, np.ndarray],
+    path: str | os.PathLike[str],
+    title: str = "",
+    most: int = 16,
+) -> None:
+    """Draw an image and what each layer answers to it: a row per layer, the first `most` channels, brighter is more.
+
+    `image` is (C, H, W) with one or three channels in 0..1; `layers` maps names to (K, P, Q). All channels of a layer
+    share one scale, from its smallest to its largest value. Raises `ShapeError` for other ranks or no layers.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[0] not in (1, 3):
+        raise ShapeError(f"[viz.activations] image must be (1 or 3, H, W); got {image.shape}")
+    if not layers or any(np.ndim(maps) != 3 or not np.size(maps) for maps in layers.values()):
+        shapes = {name: np.shape(maps) for name, maps in layers.items()}
+        raise ShapeError(f"[viz.activations] layers must be (K, P, Q) maps, at least one; got {shapes}")
+    from matplotlib.figure import Figure
+
+    count = max(min(most, len(maps)) for maps in layers.values())
+    cell, gap = 74, 6  # picture pixels
+    names = [f"{name}\n{maps.shape[0]} × {maps.shape[1]} × {maps.shape[2]}" for name, maps in layers.items()]
+    heading, column = 30 if title else 0, max(_text_size(name, 7)[0] for name in names) + 16
+    width = 2 * MARGIN + column + count * (cell + gap)
+    height = 2 * MARGIN + heading + (len(layers) + 1) * (cell + gap)
+    figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI)
+    if title:
+        _text(figure, width / 2, height - MARGIN, title, 11)
+
+    def place(row: int, left: int, picture: np.ndarray, **how: Any) -> None:
+        bottom = height - MARGIN - heading - (row + 1) * (cell + gap)
+        axes = figure.add_axes((left / width, bottom / height, cell / width, cell / height))
+        axes.imshow(picture, interpolation="nearest", **how)
+        axes.set_axis_off()
+
+    def label(row: int, text: str) -> None:
+        lines = text.count("\n") + 1
+        middle = height - MARGIN - heading - row * (cell + gap) - (cell - lines * LINE * 7 * DPI / 72) / 2
+        _text(figure, MARGIN + (column - 16) / 2, middle, text, 7)
+
+    label(0, "input")
+    shown = np.clip(np.nan_to_num(image.astype(np.float64)), 0, 1).transpose(1, 2, 0)
+    place(0, MARGIN + column, shown if len(image) == 3 else shown[..., 0], cmap="gray", vmin=0, vmax=1)
+    for row, (text, maps) in enumerate(zip(names, layers.values(), strict=True), start=1):
+        label(row, text)
+        values = np.nan_to_num(np.asarray(maps, np.float64))
+        low, high = values.min(), values.max()
+        for k in range(min(most, len(values))):
+            left = MARGIN + column + k * (cell + gap)
+            place(row, left, values[k], cmap="viridis", vmin=low, vmax=high if high > low else low + 1)
+    _save(figure, path)
+
+
+def saliency(
+    images: np.ndarray,
+    maps: np.ndarray,
+    path: str | os.PathLike[str],
+    captions: Sequence[str] | None = None,
+    columns: int = 4,
+    title: str = "",
+) -> None:
+    """Draw images (N, 1 or 3, H, W), each with its map (N, H, W) beside it: white where the score does not care.
+
+    Each map has its own scale, from zero to its largest value. Raises what `image_grid` raises, and `ShapeError` if
+    there is not one map of the image's size for each image.
+    """
+    images, maps = np.asarray(images), np.asarray(maps, np.float64)
+    if images.ndim != 4 or maps.shape != (len(images), *images.shape[2:]):
+        raise ShapeError(
+            f"[viz.saliency] maps must be (N, H, W) for images (N, C, H, W); got {maps.shape}, {images.shape}"
+        )
+    from matplotlib import colormaps
+
+    values = images.astype(np.float64) / (255 if images.dtype == np.uint8 else 1)
+    rgb = np.repeat(values, 3 // images.shape[1], axis=1) if images.shape[1] in (1, 3) else values
+    known = np.nan_to_num(maps)
+    scaled = known / np.maximum(known.max(axis=(1, 2), keepdims=True), 1e-30)
+    heat = colormaps["Reds"](scaled)[..., :3].transpose(0, 3, 1, 2)
+    image_grid(np.concatenate([rgb, heat], axis=3), path, captions, columns, title)
 
 
 def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLike[str], title: str = "") -> None:

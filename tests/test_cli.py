@@ -17,9 +17,9 @@ from test_checkpoint import tiny_disk
 from test_run import FILES, cached_mnist, outcome, pictures, quick_data, trained  # noqa: F401  # an autouse fixture
 
 import dlgpu
-from dlgpu import checkpoint, data, models
+from dlgpu import checkpoint, data, insight, models
 from dlgpu.cli import main
-from dlgpu.run import Config, Run
+from dlgpu.run import Config, Run, load_model
 
 COMMAND = [sys.executable, "-m", "dlgpu"]
 QUICK = ["train", "mlp", "--limit", "200", "--epochs", "2"]
@@ -64,7 +64,7 @@ def failed(result: tuple[int, str, str]) -> str:
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("command", ["train", "eval", "predict", "info", "models"])
+@pytest.mark.parametrize("command", ["train", "eval", "predict", "viz", "report", "info", "models"])
 def test_help(cli: Cli, command: str) -> None:
     assert re.search(rf"^  {command} .+\.$", succeeded(cli("--help")), re.MULTILINE)
     text = succeeded(cli(command, "-h"))
@@ -173,6 +173,51 @@ def test_eval_counts_per_class(cli: Cli, run_folder: Path, which: str) -> None:
     assert hits > 8000
 
 
+def test_eval_of_several_runs_and_of_their_ensemble(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    other = trained(tmp_path / "other", Config("mlp", limit=3000, epochs=3, seed=5))
+    single = [succeeded(cli("eval", run)).splitlines()[-1] for run in (run_folder, other)]
+    both = succeeded(cli("eval", run_folder, other)).splitlines()
+    assert [line for line in both if line.startswith("test accuracy")] == single
+    together = succeeded(cli("eval", "--ensemble", run_folder, other)).splitlines()
+    members = [float(line.split("%")[0]) for line in together[:2]]
+    assert [f"{m:.2f}%" for m in members] == [line.split()[2] for line in single]
+    assert float(together[-1].split()[2].rstrip("%")) > min(members)
+    strange = trained(tmp_path / "strange", Config("mlp", limit=200, epochs=1))
+    assert "an ensemble's runs must share their data; got 2 kinds" in failed(
+        cli("eval", "--ensemble", run_folder, strange)
+    )
+
+
+@pytest.mark.parametrize("kind", ["filters", "activations", "saliency", "confusion"])
+def test_viz_draws(cli: Cli, tmp_path: Path, kind: str) -> None:
+    run = trained(tmp_path / "run", Config("lenet5", limit=100, epochs=1))
+    (run / "filters.png").unlink()
+    assert succeeded(cli("viz", kind, run)) == f"{run / kind}.png\n"
+    assert (run / f"{kind}.png").read_bytes().startswith(b"\x89PNG")
+    assert succeeded(cli("viz", kind, run, "--image", 3, "-o", tmp_path / "own.png")) == f"{tmp_path / 'own.png'}\n"
+    if kind in ("activations", "saliency"):
+        assert (tmp_path / "own.png").read_bytes() != (run / f"{kind}.png").read_bytes()
+        assert "--image must be in 0..99" in failed(cli("viz", kind, run, "--image", 100))
+
+
+def test_report_is_one_page_with_everything(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run)
+    assert succeeded(cli("report", run)) == f"{run / 'report.html'}\n"
+    page = (run / "report.html").read_text()
+    accuracy = succeeded(cli("eval", run)).splitlines()[-1].split()[2]
+    model, config = load_model(run)
+    judgement = insight.judge(model, config.evaluation_batches(cached_mnist(False, None).subset(slice(3000))), 10)
+    assert f"{judgement.accuracy:.2%}" in page
+    assert abs(float(accuracy.rstrip("%")) / 100 - judgement.accuracy) < 0.05
+    assert f"{len(judgement.mistakes):,} of 3,000" in page
+    assert page.count("data:image/png;base64,") == 4
+    assert "http" not in page.replace("http-equiv", "")  # nothing is fetched
+    for name in ("mlp on mnist", "Confusion matrix", "Worst mistakes", "Linear", "78,500"):
+        assert name in page
+    assert "the folder must hold a run" in failed(cli("report", tmp_path / "nothing"))
+
+
 def test_predict_knows_digits_on_bright_and_dark_paper(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     test = cached_mnist(False, None)
     names = []
@@ -271,7 +316,7 @@ def test_unknown_names(cli: Cli, tmp_path: Path, arguments: list[str], message: 
         (["train", "mlp", "--epochs", "three"], r"'three' is not a valid integer"),
         (["train", "mlp", "--lr", "fast"], r"'fast' is not a valid float"),
         (["predict", "r"], r"Missing argument 'IMAGES"),
-        (["eval"], r"Missing argument 'RUN'"),
+        (["eval"], r"Missing argument 'RUN"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -61,6 +61,12 @@ PICTURES: dict[str, Draw] = {
     "confusion": lambda path: viz.confusion(np.eye(10, dtype=np.int64) * 1000, NAMES[:10], path, "CIFAR-10"),
     "confusion-1": lambda path: viz.confusion(np.zeros((1, 1)), ["only"], path),
     "confusion-40": lambda path: viz.confusion(np.eye(40) * 7.5, NAMES, path),
+    "activations": lambda path: viz.activations(
+        np.abs(normal(3, 8, 8)), {"a": normal(6, 8, 8), "b $ c": normal(40, 3, 5)}, path, "a $ title"
+    ),
+    "activations-1": lambda path: viz.activations(normal(1, 9, 7), {"dead": np.zeros((1, 2, 2))}, path),
+    "saliency": lambda path: viz.saliency(np.abs(normal(5, 1, 9, 9)), np.abs(normal(5, 9, 9)), path, NAMES[:5]),
+    "saliency-rgb": lambda path: viz.saliency(np.full((2, 3, 8, 8), 9, np.uint8), np.zeros((2, 8, 8)), path),
     "grid": lambda path: viz.image_grid(normal(11, 3, 8, 8), path, NAMES[:11], title="a $ title"),
     "grid-uint8": lambda path: viz.image_grid(np.full((2, 1, 28, 28), 128, np.uint8), path),
 }
@@ -100,6 +106,10 @@ FAILURES: dict[str, Draw] = {
     "names missing": lambda path: viz.confusion(np.eye(3), ["a", "b"], path),
     "negative": lambda path: viz.confusion(-np.eye(2), ["a", "b"], path),
     "NaN count": lambda path: viz.confusion(np.full((2, 2), math.nan), ["a", "b"], path),
+    "image of rank 4": lambda path: viz.activations(normal(1, 1, 8, 8), {"a": normal(6, 8, 8)}, path),
+    "no layers": lambda path: viz.activations(normal(1, 8, 8), {}, path),
+    "maps of rank 2": lambda path: viz.activations(normal(1, 8, 8), {"a": normal(8, 8)}, path),
+    "maps of another size": lambda path: viz.saliency(normal(2, 1, 8, 8), normal(2, 8, 9), path),
     "images of rank 3": lambda path: viz.image_grid(normal(4, 8, 8), path),
     "no images": lambda path: viz.image_grid(normal(0, 1, 8, 8), path),
     "two channels": lambda path: viz.image_grid(normal(4, 2, 8, 8), path),
