@@ -1,9 +1,15 @@
 """Train a small network on MNIST by hand: `python examples/mnist.py` (about a minute on two cores)."""
 
+import argparse
+
 import dlgpu
 import dlgpu.functional as F
 from dlgpu import data, nn, optim
 from dlgpu.train import evaluate
+
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--images", type=int, help="use only so many")
+few = slice(parser.parse_args().images)
 
 dlgpu.manual_seed(0)
 net = nn.Sequential(
@@ -14,7 +20,8 @@ net = nn.Sequential(
 print(net.summary((1, 1, 28, 28)))
 
 adam = optim.Adam(net.parameters(), lr=1e-3)
-train, test = data.DataLoader(data.mnist(), 100, shuffle=True), data.DataLoader(data.mnist(train=False), 500)
+train = data.DataLoader(data.mnist().subset(few), 100, shuffle=True)
+test = data.DataLoader(data.mnist(train=False).subset(few), 500)
 for epoch in range(3):
     for images, labels in train.epoch(epoch):
         adam.zero_grad()

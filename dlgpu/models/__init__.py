@@ -12,6 +12,7 @@ from dlgpu.models.lenet import lenet5, lenet5_1998
 from dlgpu.models.mlp import mlp
 from dlgpu.models.simple_convnet import simple_convnet
 from dlgpu.models.vgg import vgg11, vgg13, vgg16, vgg19
+from dlgpu.models.vgg_small import vgg_small
 from dlgpu.nn import Module
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "vgg13",
     "vgg16",
     "vgg19",
+    "vgg_small",
 ]
 
 
@@ -54,6 +56,19 @@ MODELS: dict[str, ModelInfo] = {
     "lenet5_1998": ModelInfo(lenet5_1998, "LeNet-5 of 1998: tanh, trainable subsampling, 32x32 input", 32, epochs=10),
     "deep_convnet": ModelInfo(
         deep_convnet, "six 3x3 convolutions, He init, dropout; above 99 % on MNIST", 28, epochs=12, schedule="cosine"
+    ),
+    "vgg_small": ModelInfo(
+        vgg_small,
+        "VGG-style, eight 3x3 convolutions with batch norm, for CIFAR-10 on a CPU",
+        32,
+        in_channels=3,
+        dataset="cifar10",
+        epochs=14,
+        batch_size=64,
+        optimizer="momentum",
+        lr=0.05,
+        schedule="warmup-cosine",
+        weight_decay=5e-4,
     ),
     **{
         make.__name__: ModelInfo(

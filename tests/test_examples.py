@@ -1,0 +1,73 @@
+"""Every example runs to its end at a small size, writes its picture, and stays short enough to read at once."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlgpu.run import Config, Run
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+
+# example: (arguments for a quick try, the picture)
+QUICK: dict[str, tuple[list[str], str | None]] = {
+    "initialisation": (["--images", "300"], "initialisation.png"),
+    "layerwise_pretraining": (["--images", "300", "--layers", "2", "--epochs", "1"], "layerwise.png"),
+    "mnist": (["--images", "300"], None),
+    "optimizers": (["--steps", "3"], "optimizers.png"),
+    "regularisation": (["--images", "100", "--epochs", "2"], "regularisation.png"),
+    "style_transfer": (["run", "a.png", "b.png", "--size", "16", "--steps", "2"], "styled.png"),
+    "transfer": (["--source-images", "200", "--few", "1", "2", "--repeats", "1"], "transfer.png"),
+}
+
+
+def test_every_example_is_tried() -> None:
+    assert {path.stem for path in EXAMPLES.glob("*.py")} == set(QUICK)
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_example(name: str, tmp_path: Path) -> None:
+    if name == "style_transfer":
+        prepare_style_transfer(tmp_path)
+    arguments, picture = QUICK[name]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", EXAMPLES / f"{name}.py", *arguments],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if picture is not None:
+        assert done.stdout.endswith(f"wrote {picture}\n")
+        with Image.open(tmp_path / picture) as image:
+            image.load()
+            assert min(image.size) >= 16
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_examples_are_short_and_listed(name: str) -> None:
+    assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 150
+    assert f"| `{name}.py` |" in (EXAMPLES / "README.md").read_text()
+
+
+def prepare_style_transfer(folder: Path) -> None:
+    """A run of a colour network and two pictures."""
+    rng = np.random.default_rng(0)
+    for half in ("train", "test"):
+        for label in ("dark", "light"):
+            (folder / "data" / half / label).mkdir(parents=True)
+            for number in range(2):
+                pixels = rng.integers(0, 128, (16, 16, 3)) + 127 * (label == "light")
+                Image.fromarray(pixels.astype(np.uint8)).save(folder / "data" / half / label / f"{number}.png")
+    Run.create(folder / "run", Config("vgg_small", dataset=str(folder / "data"), epochs=1)).fit()
+    for name in ("a", "b"):
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3)).astype(np.uint8)).save(folder / f"{name}.png")
