@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dlgpu import nn
@@ -32,6 +34,14 @@ class WeightAveraging(Callback):
             values = parameter.numpy().astype(np.float64)
             mean = self._means.setdefault(name, np.zeros_like(values))
             mean += (values - mean) / self.count
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """The means so far, by parameter name."""
+        return dict(self._means)
+
+    def load_state_dict(self, means: Mapping[str, np.ndarray], count: int) -> None:
+        """Go on from the means over `count` epochs."""
+        self._means, self.count = {name: np.array(mean, np.float64) for name, mean in means.items()}, count
 
     def apply(self, model: nn.Module, batches: DataLoader) -> None:
         """Load the mean into `model`, and renew the running statistics of its batch normalisation on `batches`."""

@@ -60,6 +60,11 @@ def cli() -> None:
 @click.option("--schedule", help=f"learning rate over time: {', '.join(optim.SCHEDULES)} [default: the model's]")
 @click.option("--clip-norm", type=float, help="limit the norm of the gradients")
 @click.option("--augment", default="", help=f"any of {','.join(AUGMENTATIONS)}, separated by commas")
+@click.option("--mixup", default=0.0, show_default=True, help="blend images in pairs: alpha, 0.2 is usual")
+@click.option("--label-smoothing", default=0.0, show_default=True, help="share of the target spread over all classes")
+@click.option("--average-from", type=int, help="also average the weights of the epochs from this one on")
+@click.option("--from", "start", help="begin with the weights of a run folder or .safetensors file, as far as they fit")
+@click.option("--freeze", default="", help="parts of the network to leave as they are: 0,3 or features (wants --from)")
 @click.option("--validation", default=0, show_default=True, help="hold out so many training images, and judge by them")
 @click.option("--patience", type=int, help="stop after so many epochs without improvement (wants --validation)")
 @click.option("--limit", type=int, help="use only the first LIMIT images (for a quick try)")
@@ -70,7 +75,13 @@ def cli() -> None:
 )
 @click.option("--resume", type=click.Path(path_type=Path), help="continue the run in this folder")
 def train(
-    model: str | None, folder: Path | None, resume: Path | None, augment: str, device: str, **settings: Any
+    model: str | None,
+    folder: Path | None,
+    resume: Path | None,
+    augment: str,
+    freeze: str,
+    device: str,
+    **settings: Any,
 ) -> None:
     """Train MODEL (see `dlgpu models`) and write a run folder.
 
@@ -82,20 +93,26 @@ def train(
     dlgpu train lenet5
     dlgpu train deep_convnet --augment shift,rotate --validation 5000 --patience 3
     dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
+    dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
     """
     if resume is not None:
         given = {name for name, value in settings.items() if name != "epochs" and _was_given(name)}
-        given |= {name for name in ("model", "folder", "augment", "device") if _was_given(name)}
+        given |= {name for name in ("model", "folder", "augment", "freeze", "device") if _was_given(name)}
         if given:
             raise ShapeError(f"[train] --resume keeps a run's settings (only --epochs may change); got {_flags(given)}")
         run = Run.resume(resume, settings["epochs"])
     else:
         if model is None:
             raise ShapeError("[train] there must be a MODEL or --resume FOLDER (see `dlgpu models`); got neither")
-        names = tuple(name.strip() for name in augment.split(",") if name.strip())
-        config = Config(model=model, augment=names, device=_device(device), **settings)
+        if freeze and not settings["start"]:
+            raise ShapeError(f"[train] --freeze keeps trained weights: give them with --from; got --freeze {freeze}")
+        config = Config(model, augment=_names(augment), freeze=_names(freeze), device=_device(device), **settings)
         run = Run.create(folder or _free_folder(model), config)
     _fit(run)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
 def _was_given(name: str) -> bool:
@@ -103,7 +120,7 @@ def _was_given(name: str) -> bool:
 
 
 def _flags(names: set[str]) -> str:
-    special = {"model": "MODEL", "folder": "--run", "dataset": "--data"}
+    special = {"model": "MODEL", "folder": "--run", "dataset": "--data", "start": "--from"}
     return ", ".join(sorted(special.get(name, "--" + name.replace("_", "-")) for name in names))
 
 
@@ -210,7 +227,11 @@ def _loss(value: float) -> str:
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 WHICH = click.option(
-    "--which", type=click.Choice(["best", "last"]), default="best", show_default=True, help="which checkpoint"
+    "--which",
+    type=click.Choice(["best", "last", "average"]),
+    default="best",
+    show_default=True,
+    help="which checkpoint",
 )
 
 

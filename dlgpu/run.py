@@ -3,6 +3,7 @@
 run/config.json         settings, class names, normalisation
 run/last.safetensors    the newest checkpoint: weights, optimizer, position, random state, figures
 run/best.safetensors    the same, of the epoch with the highest accuracy
+run/average.safetensors the mean weights of the last epochs, where asked for
 run/metrics.jsonl       one line of figures per epoch
 run/curves.png          loss and accuracy per epoch
 run/filters.png         the first layer before and after training
@@ -11,6 +12,7 @@ run/filters.png         the first layer before and after training
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import time
 from collections.abc import Collection
@@ -20,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from dlgpu import checkpoint, data, models, optim, random
+from dlgpu import checkpoint, data, models, optim, random, transfer
+from dlgpu import functional as F
+from dlgpu.averaging import WeightAveraging
 from dlgpu.data import DataLoader, Dataset
 from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError, UnknownName
 from dlgpu.nn import Module
@@ -57,6 +61,11 @@ class Config:
     schedule: str = MODELS_OWN
     clip_norm: float | None = None
     augment: tuple[str, ...] = ()
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
+    average_from: int | None = None
+    start: str | None = None
+    freeze: tuple[str, ...] = ()
     validation: int = 0
     patience: int | None = None
     limit: int | None = None
@@ -78,7 +87,11 @@ class Config:
         _check_known("schedule", self.schedule, optim.SCHEDULES)
         for name in self.augment:
             _check_known("augmentation", name, AUGMENTATIONS)
-        for name in ("epochs", "batch_size", "limit", "patience"):
+        if not (self.mixup >= 0 and 0 <= self.label_smoothing < 1):
+            raise ShapeError(
+                f"[run] mixup must be >= 0 and label_smoothing in [0, 1); got {self.mixup} and {self.label_smoothing}"
+            )
+        for name in ("epochs", "batch_size", "limit", "patience", "average_from"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ShapeError(f"[run] {name} must be >= 1; got {value}")
@@ -109,6 +122,14 @@ class Config:
         sizes = dict(num_classes=len(self.classes), in_channels=self.in_channels, image_size=self.image_size)
         return models.build(self.model, **sizes).to(self.device)
 
+    def first_model(self) -> Module:
+        """The network that training starts with: `build_model`, or with the weights of `start`, parts of it frozen."""
+        model = self.build_model()
+        if self.start is not None:
+            transfer.load_matching(model, _weights(Path(self.start)))
+        transfer.freeze(model, *self.freeze)
+        return model
+
     def transform(self, augment: bool) -> data.Compose:
         """What happens to images between the data set and the network."""
         steps = [AUGMENTATIONS[name](self.image_size) for name in self.augment] if augment else []
@@ -126,6 +147,9 @@ class Run(Callback):
         self.folder, self.config, self.trainer, self.test = folder, config, trainer, test
         self.initial_filters = first_filters(trainer.model, config)
         self._saved = time.monotonic()
+        self.averaging = WeightAveraging(config.average_from) if config.average_from is not None else None
+        if self.averaging is not None:
+            trainer.callbacks.append(self.averaging)
         trainer.callbacks.append(self)
 
     # --- making one -----------------------------------------------------------------------------------------------
@@ -163,6 +187,9 @@ class Run(Callback):
         if (folder / "last.safetensors").exists():  # else it was killed before its first checkpoint: start over
             arrays, rest = checkpoint.load(folder / "last.safetensors")
             run.trainer.load_state_dict(arrays, rest)
+            if run.averaging is not None and (path := folder / "average.safetensors").exists():
+                means, info = checkpoint.load(path)
+                run.averaging.load_state_dict(checkpoint.select(means, "mean"), info["epochs"])
         run._write_metrics()
         if epochs is not None:
             _write_text(folder / "config.json", json.dumps(dataclasses.asdict(config), indent=2) + "\n")
@@ -174,7 +201,7 @@ class Run(Callback):
         if config.validation:
             train, held_out = train.split(len(train) - config.validation, config.seed)
             split = "valid"
-        model = config.build_model()
+        model = config.first_model()
         optimizer = optim.OPTIMIZERS[config.optimizer](
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
@@ -189,6 +216,8 @@ class Run(Callback):
             evaluate_as=split,
             schedule=optim.SCHEDULES[config.schedule](config.epochs),
             clip_norm=config.clip_norm,
+            mixup=config.mixup,
+            loss=functools.partial(F.cross_entropy, label_smoothing=config.label_smoothing),
         )
         if config.patience is not None:
             trainer.callbacks.append(EarlyStopping(config.patience, f"{split}_loss"))
@@ -212,11 +241,23 @@ class Run(Callback):
         figure = f"{trainer.evaluate_as}_accuracy"
         if row[figure] > max((r[figure] for r in trainer.history[:-1]), default=-1.0):
             self._save("best")
+        self._save_average()
         self._save("last")
 
     def on_train_end(self, trainer: Trainer) -> None:
         self._save("last")
         self.draw()
+
+    def _save_average(self) -> None:
+        """The mean weights with batch statistics of their own (to evaluate), and as they are (to go on from)."""
+        if self.averaging is None or not self.averaging.count:
+            return
+        model = self.config.build_model()
+        self.averaging.apply(model, self.trainer.train_batches)
+        arrays = {f"model.{name}": array for name, array in model.state_dict().items()}
+        arrays |= {f"mean.{name}": array for name, array in self.averaging.state_dict().items()}
+        rest = {"epoch": self.trainer.epoch, "epochs": self.averaging.count}
+        checkpoint.save(self.folder / "average.safetensors", arrays, rest)
 
     def _save(self, name: str) -> None:
         arrays, rest = self.trainer.state_dict()
@@ -263,12 +304,18 @@ def read_config(folder: str | Path) -> Config:
 
 
 def load_model(folder: str | Path, which: str = "best") -> tuple[Module, Config]:
-    """The trained network of a run in evaluation mode, and the run's settings. `which` is "best" or "last"."""
+    """The trained network of a run in evaluation mode, and the run's settings. `which`: "best", "last" or "average"."""
     config = read_config(folder)
     arrays, _ = checkpoint.load(Path(folder) / f"{which}.safetensors")
     model = config.build_model()
     model.load_state_dict(checkpoint.select(arrays, "model"))
     return model.eval(), config
+
+
+def _weights(path: Path) -> dict[str, np.ndarray]:
+    """The model weights of a run folder, of one of its checkpoints, or of a plain .safetensors file."""
+    arrays, _ = checkpoint.load(path / "best.safetensors" if path.is_dir() else path)
+    return checkpoint.select(arrays, "model") if any(name.startswith("model.") for name in arrays) else arrays
 
 
 def first_filters(model: Module, config: Config) -> np.ndarray | None:

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from dlgpu import data, random
 from dlgpu import functional as F
-from dlgpu import random
 from dlgpu.autograd import no_grad
 from dlgpu.data import DataLoader
 from dlgpu.errors import CheckpointError, ShapeError, TrainingError
@@ -83,6 +83,7 @@ class Trainer:
         loss: (logits, labels) -> scalar Tensor.
         schedule: learning rate over time, in epochs, relative to the optimizer's own at construction.
         clip_norm: limit the joint norm of all gradients to this.
+        mixup: alpha of `dlgpu.data.mixup`, which blends the images of each batch in pairs; 0 does not.
         callbacks: called in order.
 
     Attributes:
@@ -103,10 +104,14 @@ class Trainer:
         loss: Loss = F.cross_entropy,
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
+        mixup: float = 0.0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
         if clip_norm is not None and not clip_norm > 0:
             raise ShapeError(f"[train] clip_norm must be positive; got {clip_norm}")
+        if not mixup >= 0:
+            raise ShapeError(f"[train] mixup must not be negative; got {mixup}")
+        self.mixup = mixup
         self.model, self.optimizer, self.train_batches, self.evaluate_batches = model, optimizer, train, evaluate
         self.evaluate_as, self.loss, self.schedule, self.clip_norm = evaluate_as, loss, schedule, clip_norm
         self.callbacks = list(callbacks)
@@ -169,8 +174,7 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.apply(self.optimizer, self.base_lrs, self.epoch + self.batch / len(self.train_batches))
         self.optimizer.zero_grad()
-        logits = self.model(_on_device(self.model, images))
-        loss = self.loss(logits, labels)
+        logits, loss = self._forward(images, labels)
         value = float(loss)
         self._check_finite(value, f"in epoch {self.epoch + 1}, batch {self.batch + 1}")
         loss.backward()
@@ -179,6 +183,17 @@ class Trainer:
         self.optimizer.step()
         self._sums += (value * len(images), _correct(logits, labels), len(images))
         return value
+
+    def _forward(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
+        if not self.mixup:
+            logits = self.model(_on_device(self.model, images))
+            return logits, self.loss(logits, labels)
+        # From the position alone, as the loader draws, so that a resumed run goes on with the same bits.
+        key = self.epoch, self.batch, 1
+        rng = np.random.default_rng(np.random.SeedSequence(self.train_batches.seed, spawn_key=key))
+        images, others, share = data.mixup(images, labels, self.mixup, rng)
+        logits = self.model(_on_device(self.model, images))
+        return logits, self.loss(logits, labels) * share + self.loss(logits, others) * (1 - share)
 
     def _check_finite(self, loss: float, when: str) -> None:
         if not math.isfinite(loss):

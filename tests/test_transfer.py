@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 import dlgpu
-from dlgpu import data, models, nn, optim, pretrain, transfer
+from dlgpu import checkpoint, data, models, nn, optim, pretrain, transfer
 from dlgpu import functional as F
 from dlgpu.averaging import WeightAveraging, renew_statistics
-from dlgpu.data import DataLoader
+from dlgpu.data import DataLoader, Dataset
 from dlgpu.ensemble import Ensemble
 from dlgpu.errors import CheckpointError, ShapeError, TrainingError, UnknownName
+from dlgpu.run import Config, Run, load_model
 from dlgpu.testing import gradcheck
 from dlgpu.train import Trainer
 
@@ -195,3 +197,90 @@ def test_greedy_rounds_add_a_stage_each(freeze: bool) -> None:
     assert all(p.requires_grad for p in network.parameters())
     with pytest.raises(ShapeError, match="at least one stage"):
         pretrain.greedy([], lambda last: nn.ReLU(), fit)
+
+
+# --- runs ---------------------------------------------------------------------------------------------------------
+
+
+def run_of(folder: Path, **settings: Any) -> Run:
+    return Run.create(folder, Config("mlp", limit=200, batch_size=50, **settings))
+
+
+def test_a_run_starts_from_another_and_freezes(tmp_path: Path) -> None:
+    first = run_of(tmp_path / "a", epochs=1)
+    first.fit()
+    trained = first.trainer.model.state_dict()
+    names = list(trained)
+    for start in (tmp_path / "a", tmp_path / "a" / "last.safetensors"):
+        second = run_of(tmp_path / f"b{start.suffix}", epochs=1, start=str(start), freeze=(names[0].split(".")[0],))
+        for name, array in second.trainer.model.state_dict().items():
+            np.testing.assert_array_equal(array, trained[name])
+        second.fit()
+        after = second.trainer.model.state_dict()
+        assert np.array_equal(after[names[0]], trained[names[0]])
+        assert not np.array_equal(after[names[-1]], trained[names[-1]])
+    with pytest.raises(CheckpointError, match="must be a checkpoint file"):
+        run_of(tmp_path / "c", start=str(tmp_path / "nothing"))
+
+
+def test_an_interrupted_run_averages_to_the_same_bits(tmp_path: Path) -> None:
+    whole = run_of(tmp_path / "whole", epochs=4, average_from=2, mixup=0.3, label_smoothing=0.1)
+    whole.fit()
+    run_of(tmp_path / "parts", epochs=3, average_from=2, mixup=0.3, label_smoothing=0.1).fit()
+    again = Run.resume(tmp_path / "parts", epochs=4)
+    again.fit()
+    for which in ("last", "average"):
+        ours, theirs = (checkpoint.load(tmp_path / n / f"{which}.safetensors")[0] for n in ("whole", "parts"))
+        assert ours.keys() == theirs.keys()
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name], err_msg=f"{which} {name}")
+    model, _ = load_model(tmp_path / "whole", "average")
+    last, _ = load_model(tmp_path / "whole", "last")
+    assert any(
+        not np.array_equal(a, b) for a, b in zip(model.state_dict().values(), last.state_dict().values(), strict=True)
+    )
+
+
+def test_label_smoothing_and_mixup_change_training(tmp_path: Path) -> None:
+    losses = [
+        run_of(tmp_path / str(i), epochs=1, **how).fit()[0]["train_loss"]
+        for i, how in enumerate([{}, {"label_smoothing": 0.2}, {"mixup": 1.0}])
+    ]
+    assert len(set(losses)) == 3
+    for wrong in ({"label_smoothing": 1.0}, {"mixup": -0.1}, {"average_from": 0}):
+        with pytest.raises(ShapeError, match=r"\[run\]"):
+            Config("mlp", **wrong)
+
+
+# --- mixup --------------------------------------------------------------------------------------------------------
+
+
+def test_mixup_blends_pairs() -> None:
+    images = np.random.default_rng(0).random((6, 1, 2, 2), np.float32)
+    labels = np.arange(6)
+    blends, others, share = data.mixup(images, labels, 0.5, np.random.default_rng(3))
+    assert 0 < share < 1
+    assert sorted(others) == list(range(6))
+    assert list(others) != list(range(6))
+    np.testing.assert_allclose(blends, share * images + (1 - share) * images[others], rtol=1e-6)
+    assert blends.dtype == np.float32
+    with pytest.raises(ShapeError, match=r"\[mixup\] alpha must be positive; got 0"):
+        data.mixup(images, labels, 0, np.random.default_rng(3))
+
+
+def test_mixup_loss_is_that_of_soft_targets() -> None:
+    """share * CE(a) + (1 - share) * CE(b) is the cross-entropy with both classes in the target."""
+    images = Dataset(
+        np.random.default_rng(1).integers(0, 255, (8, 1, 3, 3), np.uint8), np.arange(8) % 3, tuple("abc"), "x"
+    )
+    dlgpu.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(9, 3))
+    before = net.state_dict()
+    trainer = Trainer(net, optim.SGD(net.parameters(), lr=0.1), DataLoader(images, 8), mixup=0.7)
+    history = trainer.fit(1)
+    rng = np.random.default_rng(np.random.SeedSequence(0, spawn_key=(0, 0, 1)))
+    x, others, share = data.mixup((images.images / 255).astype(np.float32), images.labels, 0.7, rng)
+    logits = x.reshape(8, 9).astype(np.float64) @ before["1.weight"].T + before["1.bias"]
+    logs = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+    target = share * np.eye(3)[images.labels] + (1 - share) * np.eye(3)[others]
+    assert history[0]["train_loss"] == pytest.approx(-(target * logs).sum(1).mean(), rel=1e-5)

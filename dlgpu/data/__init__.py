@@ -28,6 +28,7 @@ from dlgpu.data.transforms import (
     RandomRotation,
     RandomShift,
     Transform,
+    mixup,
 )
 from dlgpu.errors import DataError, UnknownName
 
@@ -51,6 +52,7 @@ __all__ = [
     "load",
     "load_idx",
     "load_image",
+    "mixup",
     "mnist",
 ]
 

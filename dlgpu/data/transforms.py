@@ -158,6 +158,20 @@ class Cutout:
         return (position >= first) & (position < first + self.size)
 
 
+def mixup(
+    images: np.ndarray, labels: np.ndarray, alpha: float, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Blend each image of a batch with another one -> (blends, the others' labels, share of the own image).
+
+    The share is one draw of Beta(alpha, alpha); the loss of a blend is share * loss(labels) + (1 - share) *
+    loss(others). Zhang et al. 2018, arXiv:1710.09412. Raises `ShapeError` unless alpha > 0.
+    """
+    if not alpha > 0:
+        raise ShapeError(f"[mixup] alpha must be positive; got {alpha}")
+    share, order = rng.beta(alpha, alpha), rng.permutation(len(images))
+    return np.float32(share) * images + np.float32(1 - share) * images[order], labels[order], float(share)
+
+
 def _pair(where: str, size: int | tuple[int, int]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     if min(height, width) < 1:

@@ -38,4 +38,6 @@ def vgg_small(num_classes: int = 10, in_channels: int = 3, image_size: int = 32,
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             nn.init.he_normal_(layer.weight, "fan_out")
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(256, num_classes))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(dropout), nn.Linear(256, num_classes)
+    )
