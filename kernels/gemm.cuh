@@ -1,4 +1,5 @@
-// Matrix products without tensor cores: out = alpha * op(a) @ op(b) + beta * c, for a batch of row-major matrices.
+// Matrix products without tensor cores: out = relu(alpha * op(a) @ op(b) + beta * c + bias), for a batch of row-major
+// matrices; bias and ReLU where asked.
 //
 // A block of 256 threads makes a BM x BN tile of the output; each thread TM x TN of it, in registers. Tiles of op(a) and
 // op(b), BK deep, go through shared memory twice buffered: while the block multiplies one pair of tiles, the next is on
@@ -105,7 +106,7 @@ struct Tile {
 template <typename T, bool TransposeA, bool TransposeB, int BM, int BN, int BK, int TM, int TN>
 __global__ void __launch_bounds__(256, BM == 128 ? 1 : 2)
     gemm(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c, const T* __restrict__ bias,
-         T* __restrict__ out, Gemm g, float alpha, float beta, int batches, long long stride_a, long long stride_b,
+         T* __restrict__ out, Gemm g, float alpha, float beta, int relu, int batches, long long stride_a, long long stride_b,
          long long stride_o) {
   static_assert(BM / TM * (BN / TN) == 256, "each of 256 threads makes TM x TN outputs");
   static_assert(TM % 4 == 0 && TN % 4 == 0, "a thread's outputs come in groups of four neighbours");
@@ -169,7 +170,10 @@ __global__ void __launch_bounds__(256, BM == 128 ? 1 : 2)
         if (c != nullptr) load4(c + at, g.N - n, four);
         if (bias != nullptr) load4(bias + batch * g.N + n, g.N - n, shift);
 #pragma unroll
-        for (int e = 0; e < 4; ++e) four[e] = alpha * sums[i][j + e] + beta * four[e] + shift[e];
+        for (int e = 0; e < 4; ++e) {
+          const float y = alpha * sums[i][j + e] + beta * four[e] + shift[e];
+          four[e] = relu && y < 0.0f ? 0.0f : y;
+        }
         store4(out + at, g.N - n, four);
       }
     }

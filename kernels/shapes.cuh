@@ -32,6 +32,13 @@ __device__ inline int window_at(int at, int pad, int tap, int dilation, int stri
   return window < windows ? window : -1;
 }
 
+// A convolution of an (N, C, H, W) input with (K, C/G, R, S) weights to an (N, K, P, Q) output.
+struct Conv2d {
+  int N, C, H, W, K, R, S, P, Q, G;
+  int stride_h, stride_w, pad_top, pad_left, dilation_h, dilation_w;
+};
+static_assert(sizeof(Conv2d) == 16 * 4, "Python passes 16 packed ints");
+
 // One batch of matrix products: out (M, N) = alpha * op(a) (M, K) @ op(b) (K, N) + beta * c (M, N), row-major. A stride is
 // the distance between matrices of a batch; 0 repeats one matrix.
 struct Gemm {

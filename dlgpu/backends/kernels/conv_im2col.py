@@ -14,7 +14,6 @@ from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
 from dlgpu.backends.kernels import gemm, im2col
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
-from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.shapes import Conv2d, Gemm, Window2d
 from dlgpu.threads import slices
 
@@ -48,9 +47,9 @@ class Im2col(ConvAlgorithm):
         for images in _rounds(g, x.itemsize):
             rows, added = _rows(y[images]), None if extra is None else _rows(extra[images])
             product = Gemm(g.G, len(rows), g.K // g.G, _depth(g))
-            plan = gemm.plan("conv2d", product, storage("conv2d", x.dtype), False, True, matrices=matrices)
-            ops.run(plan, _columns(ops, x[images], g), filters, added, bias, rows)
-        return y if activation is None else ops.activation(y, kind=activation)
+            how: dict[str, Any] = dict(transpose_b=True, activation=activation, matrices=matrices)
+            ops.multiply("conv2d", product, _columns(ops, x[images], g), filters, added, bias, rows, **how)
+        return y
 
     def grad_input(self, ops: ConvOps, grad_output: Array, weight: Array, g: Conv2d) -> Array:
         op = "conv2d_grad_input"
@@ -60,8 +59,7 @@ class Im2col(ConvAlgorithm):
             rows = _rows(dy[images])
             product = Gemm(g.G, len(rows), _depth(g), g.K // g.G)
             columns = ops.xp.empty((len(rows), g.G * _depth(g)), dx.dtype)
-            plan = gemm.plan(op, product, storage(op, dx.dtype), False, False, matrices=_side_by_side(g, "a"))
-            ops.run(plan, rows, filters, None, None, columns)
+            ops.multiply(op, product, rows, filters, None, None, columns, matrices=_side_by_side(g, "a"))
             part = dx[images]
             window = Window2d.make(op, part.shape, **_window(g))
             ops.run(im2col.plan(op, "col2im", window, part), columns, part)
@@ -77,8 +75,8 @@ class Im2col(ConvAlgorithm):
             rows = _rows(dy[images])
             product = Gemm(g.G, g.K // g.G, _depth(g), len(rows))
             part = ops.xp.empty(g.weight_shape, x.dtype)
-            plan = gemm.plan(op, product, storage(op, x.dtype), True, False, matrices=_side_by_side(g, "ab"))
-            ops.run(plan, rows, _columns(ops, x[images], g), None, None, part)
+            how: dict[str, Any] = dict(transpose_a=True, matrices=_side_by_side(g, "ab"))
+            ops.multiply(op, product, rows, _columns(ops, x[images], g), None, None, part, **how)
             total = part if total is None else total.astype(np.float32, copy=False) + part
         if total is None:  # no images
             total = ops.xp.zeros(g.weight_shape, x.dtype)

@@ -49,6 +49,10 @@ class Launching:
         if not plan.empty:
             self.launcher.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
 
+    def aligned(self, *arrays: Array) -> bool:
+        """Whether each begins at a multiple of 16 bytes, as vector copies want it."""
+        return all((x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr) % 16 == 0 for x in arrays)
+
     def dense(self, x: Array, layout: memory_format.MemoryFormat) -> Array:
         """`x` without gaps in the given format (contiguous unless 4-D): kernels walk over memory."""
         if x.ndim != 4:

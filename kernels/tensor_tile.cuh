@@ -1,0 +1,240 @@
+// The main loop on tensor cores: a block's tile of out = A @ B^T from any two operands (operand.cuh).
+//
+// Tiles of A (BM x BK) and B (BN x BK), BK being 64 bytes, go through shared memory in kStages buffers: while the warps
+// multiply one pair, cp.async brings the next ones. A 16-byte chunk is what is copied, and what a lane of ldmatrix reads.
+// Chunks of a line are stored in an order that depends on the line (XOR), so that neither the copies nor ldmatrix ever
+// meet twice in a bank.
+#pragma once
+#include "arch.cuh"
+#include "operand.cuh"
+
+namespace dl {
+
+constexpr int kStages = 3;
+constexpr int kTileBytes = 64;  // of one row along the depth
+constexpr int kThreads = 256;
+
+// One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,
+// which fits operands of any extent.
+template <typename T, int EDGE, bool kVector, typename Operand>
+struct Feeder {
+  static constexpr int kChunk = 16 / sizeof(T);  // elements
+  static constexpr int BK = kTileBytes / sizeof(T);
+  static constexpr bool kDeepFast = Operand::kDeepFast;
+  static constexpr int kAcross = (kDeepFast ? BK : EDGE) / kChunk;  // chunks of a line
+  static constexpr int kTimes = EDGE * BK / kChunk / kThreads;
+  static constexpr int kLines = kThreads / kAcross;  // lines copied at a time
+  static constexpr int kElements = EDGE * BK;
+  static_assert(kThreads % kAcross == 0 && kTimes > 0, "a thread keeps its place along the lines");
+
+  const Operand& operand;
+  typename Operand::Row rows[kDeepFast ? kTimes : 1];
+  typename Operand::Deep deeps[kDeepFast ? 1 : kTimes];
+  int first_row, first_deep;
+
+  __device__ Feeder(const Operand& from, int row, int deep) : operand(from), first_row(row), first_deep(deep) {
+    if constexpr (kVector) {
+      const int line = threadIdx.x / kAcross, along = threadIdx.x % kAcross * kChunk;
+      if constexpr (kDeepFast) {
+#pragma unroll
+        for (int t = 0; t < kTimes; ++t) rows[t] = operand.row(row + line + t * kLines);
+        deeps[0] = operand.deep(deep + along);
+      } else {
+        rows[0] = operand.row(row + along);
+#pragma unroll
+        for (int t = 0; t < kTimes; ++t) deeps[t] = operand.deep(deep + line + t * kLines);
+      }
+    }
+  }
+
+  // Where a chunk of a line lies in a tile, in elements. Lines are rows of the operand, or (else) places of its depth.
+  static __device__ int place(int line, int chunk) {
+    const int turn = kDeepFast ? line / 2 % 4 : sizeof(T) == 2 ? line % 8 : line % 4 * 2;
+    return (line * kAcross + (chunk ^ turn)) * kChunk;
+  }
+
+  // Starts copying the tile at hand.
+  __device__ void copy(T* tile) const {
+#pragma unroll
+    for (int t = 0; t < kTimes; ++t) {
+      const int line = threadIdx.x / kAcross + t * kLines, chunk = threadIdx.x % kAcross;
+      T* const to = tile + place(line, chunk);
+      if constexpr (kVector) {
+        const T* const from = operand.at(rows[kDeepFast ? t : 0], deeps[kDeepFast ? 0 : t]);
+        cp_async16(to, from != nullptr ? from : operand.base(), from != nullptr);
+      } else {
+#pragma unroll 1
+        for (int e = 0; e < kChunk; ++e) {
+          const int along = chunk * kChunk + e;
+          const T* const from = operand.at(operand.row(first_row + (kDeepFast ? line : along)),
+                                           operand.deep(first_deep + (kDeepFast ? along : line)));
+          to[e] = from != nullptr ? *from : from_float<T>(0.0f);
+        }
+      }
+    }
+  }
+
+  __device__ void next() {
+    first_deep += BK;
+    if constexpr (kVector) {
+#pragma unroll
+      for (int t = 0; t < (kDeepFast ? 1 : kTimes); ++t) operand.next(deeps[t], BK);
+    }
+  }
+};
+
+// Splits floats into what tf32 keeps and what it loses, itself in tf32.
+template <int N>
+__device__ inline void split(const unsigned (&bits)[N], unsigned (&large)[N], unsigned (&small)[N]) {
+#pragma unroll
+  for (int e = 0; e < N; ++e) {
+    const float value = __uint_as_float(bits[e]);
+    large[e] = to_tf32(value);
+    small[e] = to_tf32(value - __uint_as_float(large[e]));
+  }
+}
+
+// sums += A @ B for 16 x 8 outputs. Floats go through tf32: with one term each factor is rounded to its 10 bits, with
+// three each is a sum of two such numbers, of whose products only the smallest is left out.
+template <typename T, int kTerms>
+__device__ inline void multiply(float (&sums)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+  if constexpr (sizeof(T) == 2) {
+    mma_m16n8k16<T>(sums, a, b0, b1);
+  } else {
+    const unsigned b[2] = {b0, b1};
+    unsigned large_a[4], small_a[4], large_b[2], small_b[2];
+    split(a, large_a, small_a);
+    split(b, large_b, small_b);
+    if constexpr (kTerms == 3) {
+      mma_m16n8k8_tf32(sums, small_a, large_b[0], large_b[1]);
+      mma_m16n8k8_tf32(sums, large_a, small_b[0], small_b[1]);
+    }
+    mma_m16n8k8_tf32(sums, large_a, large_b[0], large_b[1]);
+  }
+}
+
+// The sums of a BM x BN tile, spread over 8 warps of 32 lanes: a warp has (16 kM) x (8 kN) of them.
+// With g = lane / 4 and t = lane % 4, sums[i][j] are rows 16 i + g (0, 1) and 16 i + g + 8 (2, 3), columns 8 j + 2 t and
+// the next one, of the warp's part.
+template <typename T, int BM, int BN, bool kVector, int kTerms, typename A, typename B>
+struct TensorTile {
+  using FeedA = Feeder<T, BM, kVector, A>;
+  using FeedB = Feeder<T, BN, kVector, B>;
+  static constexpr int kWarpsM = 2, kWarpsN = 4;
+  static constexpr int kM = BM / kWarpsM / 16, kN = BN / kWarpsN / 8;
+  static constexpr int kStageElements = FeedA::kElements + FeedB::kElements;
+  static constexpr int kSharedElements = kStages * kStageElements;
+  static_assert(kN % 2 == 0, "B's fragments are loaded for two blocks of columns at a time");
+  float sums[kM][kN][4];
+  int warp_m, warp_n;  // first row and column of the warp's part
+
+  __device__ TensorTile() {
+    warp_m = threadIdx.x / 32 / kWarpsN * (BM / kWarpsM);
+    warp_n = threadIdx.x / 32 % kWarpsN * (BN / kWarpsN);
+#pragma unroll
+    for (int i = 0; i < kM; ++i) {
+#pragma unroll
+      for (int j = 0; j < kN; ++j) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) sums[i][j][e] = 0.0f;
+      }
+    }
+  }
+
+  // Adds `steps` tiles of BK from `first_deep` on. To `row_sum`, unless null, adds row threadIdx.x of A too.
+  __device__ void run(const A& a, const B& b, int first_m, int first_n, int first_deep, int steps, T* shared,
+                      float* row_sum) {
+    FeedA feed_a(a, first_m, first_deep);
+    FeedB feed_b(b, first_n, first_deep);
+#pragma unroll
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageElements);
+      cp_async_commit();
+    }
+#pragma unroll 1
+    for (int step = 0; step < steps; ++step) {
+      cp_async_wait<kStages - 2>();
+      __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
+      const int ahead = step + kStages - 1;
+      if (ahead < steps) fetch(feed_a, feed_b, shared + ahead % kStages * kStageElements);
+      cp_async_commit();
+      const T* const tiles = shared + step % kStages * kStageElements;
+      multiply_tiles(tiles, tiles + FeedA::kElements);
+      if (row_sum != nullptr) *row_sum += sum_of_row(tiles);
+    }
+  }
+
+  __device__ void fetch(FeedA& feed_a, FeedB& feed_b, T* stage) const {
+    feed_a.copy(stage);
+    feed_b.copy(stage + FeedA::kElements);
+    feed_a.next();
+    feed_b.next();
+  }
+
+  // Of row threadIdx.x of A's tile, for threads below BM.
+  __device__ float sum_of_row(const T* tile) const {
+    float sum = 0.0f;
+    if (threadIdx.x < BM) {
+      for (int k = 0; k < FeedA::BK; ++k) {
+        const int line = A::kDeepFast ? threadIdx.x : k, along = A::kDeepFast ? k : threadIdx.x;
+        sum += to_float(tile[FeedA::place(line, along / FeedA::kChunk) + along % FeedA::kChunk]);
+      }
+    }
+    return sum;
+  }
+
+  __device__ void multiply_tiles(const T* a_tile, const T* b_tile) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {  // two chunks deep each: one mma
+      unsigned a[kM][4], b[kN / 2][4];
+#pragma unroll
+      for (int i = 0; i < kM; ++i) load_a(a[i], a_tile, warp_m + 16 * i, half);
+#pragma unroll
+      for (int j = 0; j < kN / 2; ++j) load_b(b[j], b_tile, warp_n + 16 * j, half);
+#pragma unroll
+      for (int i = 0; i < kM; ++i) {
+#pragma unroll
+        for (int j = 0; j < kN; ++j) multiply<T, kTerms>(sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+      }
+    }
+  }
+
+  // Rows row .. row + 15, in the order of mma: (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
+  static __device__ void load_a(unsigned (&fragment)[4], const T* tile, int row, int half) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (A::kDeepFast) {
+      ldmatrix_x4(fragment, tile + FeedA::place(row + lane % 16, 2 * half + lane / 16));
+    } else if constexpr (sizeof(T) == 2) {
+      const int k = 16 * half + lane % 8 + lane / 16 * 8;
+      ldmatrix_x4_trans(fragment, tile + FeedA::place(k, row / 8 + lane / 8 % 2));
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        fragment[e] = element<FeedA>(tile, row + lane / 4 + e % 2 * 8, 8 * half + lane % 4 + e / 2 * 4);
+      }
+    }
+  }
+
+  // Columns column .. column + 15: (columns 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1).
+  static __device__ void load_b(unsigned (&fragment)[4], const T* tile, int column, int half) {
+    const int lane = threadIdx.x % 32;
+    if constexpr (B::kDeepFast) {
+      ldmatrix_x4(fragment, tile + FeedB::place(column + lane % 8 + lane / 16 * 8, 2 * half + lane / 8 % 2));
+    } else if constexpr (sizeof(T) == 2) {
+      ldmatrix_x4_trans(fragment, tile + FeedB::place(16 * half + lane % 16, column / 8 + lane / 16));
+    } else {
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        fragment[e] = element<FeedB>(tile, column + lane / 4 + e / 2 * 8, 8 * half + lane % 4 + e % 2 * 4);
+      }
+    }
+  }
+
+  // A float of a tile whose lines are places of the depth; ldmatrix cannot turn 32-bit elements.
+  template <typename Feed>
+  static __device__ unsigned element(const T* tile, int row, int k) {
+    return __float_as_uint(to_float(tile[Feed::place(k, row / Feed::kChunk) + row % Feed::kChunk]));
+  }
+};
+
+}  // namespace dl
