@@ -36,7 +36,7 @@ __device__ inline Stretch stretch(int tiles, int split, int splits) {
 // grid: (tiles of N, tiles of M, batches * splits). With several splits the sums go to `slabs` (splits, batches, M, N),
 // to be added up by `add_slabs`; with one they go through the epilogue into `out`.
 template <typename T, bool TransposeA, bool TransposeB, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, kTerms == 1 ? 2 : 1)
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
     gemm_tc(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c, const T* __restrict__ bias,
             T* __restrict__ out, float* __restrict__ slabs, Gemm g, float alpha, float beta, int relu, int batches,
             int splits, long long stride_a, long long stride_b, long long stride_o) {
@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(kThreads, kTerms == 1 ? 2 : 1)
   const B columns = {b + batch * stride_b, g.N, g.K, g.ldb};
   const Stretch part = stretch(ceil_div(g.K, BK), split, splits);
   Tile tile;
-  tile.run(rows, columns, first_m, first_n, part.first * BK, part.count, shared, nullptr);
+  tile.run(rows, columns, first_m, first_n, part.first * BK, part.count, shared);
 
   if (splits > 1) {
     float* const slab = slabs + (long long)blockIdx.z * g.M * g.N;

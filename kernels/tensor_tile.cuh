@@ -14,6 +14,12 @@ constexpr int kStages = 3;
 constexpr int kTileBytes = 64;  // of one row along the depth
 constexpr int kThreads = 256;
 
+// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it.
+template <typename T>
+__host__ __device__ constexpr int tensor_blocks() {
+  return sizeof(T) == 2 && DL_ARCH >= 800 && DL_ARCH < 1000 ? 2 : 1;
+}
+
 // One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,
 // which fits operands of any extent.
 template <typename T, int EDGE, bool kVector, typename Operand>
@@ -126,6 +132,7 @@ struct TensorTile {
   static constexpr int kSharedElements = kStages * kStageElements;
   static_assert(kN % 2 == 0, "B's fragments are loaded for two blocks of columns at a time");
   float sums[kM][kN][4];
+  float row_sum = 0.0f;
   int warp_m, warp_n;  // first row and column of the warp's part
 
   __device__ TensorTile() {
@@ -141,9 +148,9 @@ struct TensorTile {
     }
   }
 
-  // Adds `steps` tiles of BK from `first_deep` on. To `row_sum`, unless null, adds row threadIdx.x of A too.
+  // Adds `steps` tiles of BK from `first_deep` on; where asked, also row threadIdx.x of A itself to `row_sum`.
   __device__ void run(const A& a, const B& b, int first_m, int first_n, int first_deep, int steps, T* shared,
-                      float* row_sum) {
+                      bool with_row_sum = false) {
     FeedA feed_a(a, first_m, first_deep);
     FeedB feed_b(b, first_n, first_deep);
 #pragma unroll
@@ -160,7 +167,7 @@ struct TensorTile {
       cp_async_commit();
       const T* const tiles = shared + step % kStages * kStageElements;
       multiply_tiles(tiles, tiles + FeedA::kElements);
-      if (row_sum != nullptr) *row_sum += sum_of_row(tiles);
+      if (with_row_sum) row_sum += sum_of_row(tiles);
     }
   }
 

@@ -11,6 +11,7 @@ from dlgpu.backends.contract import ALGORITHMS, Algorithm, Array, Epilogue, chec
 from dlgpu.backends.kernels.activation import ActivationOps
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
 from dlgpu.backends.kernels.conv_im2col import Im2col
+from dlgpu.backends.kernels.conv_implicit import ImplicitGemm
 from dlgpu.backends.kernels.gemm import GemmOps
 from dlgpu.backends.kernels.im2col import Im2colOps
 from dlgpu.backends.kernels.norm import NormOps
@@ -21,6 +22,7 @@ from dlgpu.errors import BackendUnavailable, ShapeError, UnknownName
 
 # What algorithm= names; "auto" takes the first that can do it.
 _ALGORITHMS: dict[str, ConvAlgorithm] = {
+    "implicit_gemm": ImplicitGemm(),
     "im2col": Im2col(),
 }
 

@@ -9,7 +9,7 @@ import numpy as np
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.sources import pack
-from dlgpu.backends.shapes import Window2d
+from dlgpu.backends.shapes import Conv2d, Window2d
 
 
 def strides(x: Array) -> np.ndarray:
@@ -21,6 +21,12 @@ def window(w: Window2d) -> np.ndarray:
     """`dl::Window2d`."""
     sizes = (w.N, w.C, w.H, w.W, w.R, w.S, w.P, w.Q)
     return pack("Window2d", *sizes, *w.stride, w.padding[0][0], w.padding[1][0], *w.dilation)
+
+
+def conv(g: Conv2d) -> np.ndarray:
+    """`dl::Conv2d`."""
+    sizes = (g.N, g.C, g.H, g.W, g.K, g.R, g.S, g.P, g.Q, g.G)
+    return pack("Conv2d", *sizes, *g.stride, g.padding[0][0], g.padding[1][0], *g.dilation)
 
 
 def four_axes(x: Array) -> Array:
