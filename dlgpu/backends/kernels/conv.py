@@ -10,6 +10,7 @@ from dlgpu import memory_format
 from dlgpu.backends.contract import ALGORITHMS, Algorithm, Array, Epilogue, check_epilogue
 from dlgpu.backends.kernels.activation import ActivationOps
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
+from dlgpu.backends.kernels.conv_direct import Direct
 from dlgpu.backends.kernels.conv_im2col import Im2col
 from dlgpu.backends.kernels.conv_implicit import ImplicitGemm
 from dlgpu.backends.kernels.gemm import GemmOps
@@ -20,8 +21,9 @@ from dlgpu.backends.shapes import Conv2d, Padding2d, Size2d, check_pooled, check
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import BackendUnavailable, ShapeError, UnknownName
 
-# What algorithm= names; "auto" takes the first that can do it.
+# What algorithm= names; "auto" takes the first that is good at the geometry and can do it.
 _ALGORITHMS: dict[str, ConvAlgorithm] = {
+    "direct": Direct(),
     "implicit_gemm": ImplicitGemm(),
     "im2col": Im2col(),
 }
@@ -38,7 +40,8 @@ def choose(op: str, algorithm: str, g: Conv2d, dtype: np.dtype, capability: int)
     if algorithm not in ALGORITHMS:
         raise UnknownName(op, "algorithm", algorithm, ALGORITHMS)
     if algorithm == "auto":
-        return next(a for a in _ALGORITHMS.values() if a.unsupported(op, g, dtype, capability) is None)
+        every = _ALGORITHMS.values()
+        return next(a for a in every if a.preferred(op, g) and a.unsupported(op, g, dtype, capability) is None)
     if algorithm not in _ALGORITHMS:
         known = ", ".join(("auto", *_ALGORITHMS))
         raise BackendUnavailable(f"[{op}] {algorithm!r} has no kernel yet; got it asked for: use one of {known}")

@@ -20,6 +20,10 @@ class ConvAlgorithm:
         """Why this algorithm cannot do `op` ("conv2d", "conv2d_grad_input", "conv2d_grad_weight"), or None."""
         raise NotImplementedError
 
+    def preferred(self, op: str, g: Conv2d) -> bool:
+        """Whether "auto" should take it for this geometry, if it can."""
+        return True
+
     def forward(
         self,
         ops: ConvOps,

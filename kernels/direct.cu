@@ -1,0 +1,17 @@
+#include "direct.cuh"
+
+DL_KERNEL(dl::direct<float, dl::Sees::same>)
+DL_KERNEL(dl::direct<float, dl::Sees::own>)
+DL_KERNEL(dl::direct<float, dl::Sees::any>)
+DL_KERNEL(dl::direct_grad_input<float>)
+DL_KERNEL(dl::direct_grad_weight<float>)
+DL_KERNEL(dl::direct<__half, dl::Sees::same>)
+DL_KERNEL(dl::direct<__half, dl::Sees::own>)
+DL_KERNEL(dl::direct<__half, dl::Sees::any>)
+DL_KERNEL(dl::direct_grad_input<__half>)
+DL_KERNEL(dl::direct_grad_weight<__half>)
+DL_KERNEL(dl::direct<__nv_bfloat16, dl::Sees::same>)
+DL_KERNEL(dl::direct<__nv_bfloat16, dl::Sees::own>)
+DL_KERNEL(dl::direct<__nv_bfloat16, dl::Sees::any>)
+DL_KERNEL(dl::direct_grad_input<__nv_bfloat16>)
+DL_KERNEL(dl::direct_grad_weight<__nv_bfloat16>)
