@@ -13,6 +13,7 @@ from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
 from dlgpu.backends.kernels.conv_direct import Direct
 from dlgpu.backends.kernels.conv_im2col import Im2col
 from dlgpu.backends.kernels.conv_implicit import ImplicitGemm
+from dlgpu.backends.kernels.conv_winograd import Winograd
 from dlgpu.backends.kernels.gemm import GemmOps
 from dlgpu.backends.kernels.im2col import Im2colOps
 from dlgpu.backends.kernels.norm import NormOps
@@ -25,6 +26,8 @@ from dlgpu.errors import BackendUnavailable, ShapeError, UnknownName
 _ALGORITHMS: dict[str, ConvAlgorithm] = {
     "direct": Direct(),
     "implicit_gemm": ImplicitGemm(),
+    "winograd2": Winograd(2),
+    "winograd4": Winograd(4),
     "im2col": Im2col(),
 }
 
