@@ -1,10 +1,12 @@
 """Train the networks whose accuracy the project promises, and keep the evidence.
 
-    python -m benchmarks.accuracy                 all of them (about half an hour on two cores)
-    python -m benchmarks.accuracy simple_convnet  one of them
+    python -m benchmarks.accuracy                      all of them (about three hours on two cores)
+    python -m benchmarks.accuracy simple_convnet       one of them
+    python -m benchmarks.accuracy vgg_small --runs d   one that has been trained into d/vgg_small, or is kept there
 
 For each experiment benchmarks/results/accuracy/<name>.json holds the settings, the figures of every epoch, versions and
-commit; <name>.png the curves; README.md the table of all of them.
+commit; <name>.png the curves; README.md the table of all of them. Fashion-MNIST and CIFAR-10 are found as
+`dlgpu.data.load` finds them: in $DLGPU_DATA, or by download.
 """
 
 from __future__ import annotations
@@ -16,33 +18,42 @@ import platform
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import dlgpu
-from dlgpu.run import Config, Run
+from dlgpu import data
+from dlgpu.ensemble import Ensemble
+from dlgpu.run import Config, Run, load_model, read_config
 from dlgpu.threads import num_threads
-from dlgpu.train import Callback, Row, Trainer
+from dlgpu.train import Callback, Row, Trainer, evaluate
 
 RESULTS = Path(__file__).parent / "results" / "accuracy"
+FROM_DATA = ("data_root", "classes", "in_channels", "image_size", "mean", "std")  # not settings of an experiment
 
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-    """Settings, and the test accuracy that the last epoch must reach."""
+    """The settings of its networks (several are an ensemble), and the test accuracy to reach."""
 
-    config: Config
+    configs: tuple[Config, ...]
     goal: float
 
 
 EXPERIMENTS = {
     # features.md, section 1: 20 epochs, Adam 1e-3, batch 100, weight_init_std 0.01 -> 0.9868
-    "simple_convnet": Experiment(Config("simple_convnet"), 0.9868),
-    "deep_convnet": Experiment(Config("deep_convnet"), 0.993),
-    "lenet5": Experiment(Config("lenet5"), 0.985),
+    "simple_convnet": Experiment((Config("simple_convnet"),), 0.9868),
+    "deep_convnet": Experiment((Config("deep_convnet"),), 0.993),
+    "lenet5": Experiment((Config("lenet5"),), 0.985),
+    "lenet5_fashion": Experiment(
+        (Config("lenet5", dataset="fashion-mnist", epochs=20, augment=("shift", "flip")),), 0.90
+    ),
+    "vgg_small": Experiment((Config("vgg_small", augment=("crop", "flip")),), 0.80),
+    "deep_convnet_ensemble": Experiment(
+        tuple(Config("deep_convnet", epochs=8, seed=seed, augment=("shift",)) for seed in (11, 12, 13)), 0.995
+    ),
 }
 
 
@@ -53,28 +64,38 @@ class Print(Callback):
         print(f"  epoch {row['epoch']}: test accuracy {row['test_accuracy']:.4f}, {row['seconds']:.1f} s", flush=True)
 
 
-def measure(name: str, experiment: Experiment) -> dict[str, Any]:
-    """Train from scratch in a temporary folder and write the evidence."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.perf_counter()
-        run = Run.create(Path(folder) / name, experiment.config)
-        run.trainer.callbacks.append(Print())
-        history = run.fit()
-        evidence = {
-            "experiment": name,
-            "goal": experiment.goal,
-            "test_accuracy": history[-1]["test_accuracy"],
-            "best_test_accuracy": max(row["test_accuracy"] for row in history),
-            "minutes": round((time.perf_counter() - start) / 60, 2),
-            "machine": f"{platform.machine()}, {num_threads()} threads",
-            "versions": {"dlgpu": dlgpu.__version__, "numpy": np.__version__, "python": platform.python_version()},
-            "commit": _commit(),
-            "config": dataclasses.asdict(run.config),
-            "history": history,
-        }
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"{name}.json").write_text(json.dumps(evidence, indent=1) + "\n")
-        shutil.copyfile(run.folder / "curves.png", RESULTS / f"{name}.png")
+def measure(name: str, experiment: Experiment, runs: Path) -> dict[str, Any]:
+    """Train what `runs` does not hold yet, judge it, and write the evidence."""
+    folders = [runs / (name if len(experiment.configs) == 1 else f"{name}-{c.seed}") for c in experiment.configs]
+    for folder, config in zip(folders, experiment.configs, strict=True):
+        if not (folder / "last.safetensors").exists():
+            run = Run.create(folder, config)
+            run.trainer.callbacks.append(Print())
+            run.fit()
+        kept = dataclasses.replace(read_config(folder), data_root=None)
+        asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(config) if f.name not in FROM_DATA}
+        if any(getattr(kept, key) != value for key, value in asked.items()):
+            raise SystemExit(f"{folder} holds a run with other settings than the experiment's")
+    histories = [[json.loads(line) for line in (f / "metrics.jsonl").read_text().splitlines()] for f in folders]
+    models, configs = zip(*(load_model(folder, "last") for folder in folders), strict=True)
+    test = data.load(configs[0].dataset, train=False, root=configs[0].data_root)
+    _, accuracy = evaluate(Ensemble(models), configs[0].evaluation_batches(test))
+    evidence = {
+        "experiment": name,
+        "goal": experiment.goal,
+        "test_accuracy": accuracy,
+        "members": [history[-1]["test_accuracy"] for history in histories],
+        "best_test_accuracy": max([accuracy, *(row["test_accuracy"] for h in histories for row in h)]),
+        "minutes": round(sum(row["seconds"] for h in histories for row in h) / 60, 2),
+        "machine": f"{platform.machine()}, {num_threads()} threads",
+        "versions": {"dlgpu": dlgpu.__version__, "numpy": np.__version__, "python": platform.python_version()},
+        "commit": _commit(),
+        "config": dataclasses.asdict(dataclasses.replace(configs[0], data_root=None)),
+        "history": histories[0] if len(histories) == 1 else histories,
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(evidence, indent=1) + "\n")
+    shutil.copyfile(folders[0] / "curves.png", RESULTS / f"{name}.png")
     return evidence
 
 
@@ -90,8 +111,11 @@ def write_table() -> str:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         e = json.loads(path.read_text())
+        epochs = (
+            len(e["history"]) if isinstance(e["history"][0], dict) else f"{len(e['history'])} x {len(e['history'][0])}"
+        )
         lines.append(
-            f"| {e['experiment']} | {len(e['history'])} | {e['test_accuracy']:.4f} | {e['goal']} | "
+            f"| {e['experiment']} | {epochs} | {e['test_accuracy']:.4f} | {e['goal']} | "
             f"{e['best_test_accuracy']:.4f} | {e['minutes']} | {e['machine']} |"
         )
     text = "\n".join(lines) + "\n"
@@ -114,13 +138,18 @@ def main() -> None:
     """Run the experiments named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="experiment", help=f"any of {', '.join(EXPERIMENTS)}")
-    names = parser.parse_args().names or list(EXPERIMENTS)
+    parser.add_argument(
+        "--runs", type=Path, help="keep the run folders here, and take what is there (default: neither)"
+    )
+    options = parser.parse_args()
+    names = options.names or list(EXPERIMENTS)
     for name in names:
         if name not in EXPERIMENTS:
             parser.error(f"unknown experiment {name!r}; known: {', '.join(EXPERIMENTS)}")
     for name in names:
         print(name, flush=True)
-        evidence = measure(name, EXPERIMENTS[name])
+        with tempfile.TemporaryDirectory() as folder:
+            evidence = measure(name, EXPERIMENTS[name], options.runs or Path(folder))
         verdict = "reached" if evidence["test_accuracy"] >= evidence["goal"] else "NOT reached"
         print(f"  {evidence['test_accuracy']:.4f}: goal {evidence['goal']} {verdict}", flush=True)
     print(write_table())

@@ -28,6 +28,59 @@ BREAKS = [
     ("reduce.cuh", "lane < warps ? partial[lane]", "lane <= warps ? partial[lane]", "norm", "fast"),
     ("norm.cuh", "var * count / (count - 1)", "var", "test_batch_norm", "fast"),
     ("norm.cuh", "o = c - (size - 1) / 2", "o = c - size / 2", "test_local_response_norm", "fast"),
+    ("operand.cuh", "i < rows && k < depth", "i < rows", "test_kernels_gemm", "check"),
+    ("operand.cuh", "unsigned(w) < unsigned(W)", "unsigned(w) <= unsigned(W)", "three_products", "fast"),
+    (
+        "operand.cuh",
+        "i % 4 / 2, block % columns * 2 + i % 2",
+        "i % 2, block % columns * 2 + i % 4 / 2",
+        "epilogues",
+        "fast",
+    ),
+    ("operand.cuh", "ceil_div(filter - tap, step)", "(filter - tap) / step", "three_products", "fast"),
+    ("tensor_tile.cuh", "cp_async_wait<kStages - 2>();", "cp_async_wait<kStages - 1>();", "test_kernels_gemm", "fast"),
+    ("tensor_tile.cuh", "__syncthreads();  // everyone's", "// everyone's", "test_kernels_gemm", "check"),
+    ("tensor_tile.cuh", "lane / 8 % 2));\n    } else if", "lane / 16));\n    } else if", "test_kernels_gemm", "fast"),
+    ("tensor_tile.cuh", "large_a, small_b[0], small_b[1]", "large_a, small_b[0], small_b[0]", "three_terms", "fast"),
+    ("gemm_tc.cuh", "split < splits; ++split) sum", "split < splits - 1; ++split) sum", "split_depth", "fast"),
+    ("epilogue.cuh", "a.value >= b.value ? a : b", "a.value > b.value ? a : b", "epilogues or ties", "fast"),
+    ("conv_tc.cuh", "(long long)(m / 4) * g.K + k", "(long long)(m / 4) * filters + k", "epilogues", "fast"),
+    (
+        "conv_operands.cuh",
+        "g.stride_h * g.stride_w)) / g.stride_w",
+        "g.stride_h * g.stride_w)) / g.stride_h",
+        "random_geometry",
+        "fast",
+    ),
+    (
+        "direct.cuh",
+        "if (column < 0 || column >= g.W) continue;",
+        "if (column < 0) continue;",
+        "test_kernels_direct",
+        "fast",
+    ),
+    (
+        "direct.cuh",
+        "each, g.N * g.P);\n  const int channel",
+        "each + 1, g.N * g.P);\n  const int channel",
+        "test_kernels_direct",
+        "fast",
+    ),
+    (
+        "winograd.cuh",
+        "out[3] = odd + 8.0f * far_odd + m[5];",
+        "out[3] = odd + 8.0f * far_odd;",
+        "test_kernels_winograd",
+        "fast",
+    ),
+    ("winograd.cuh", "turned ? 2 - r : r, turned", "r, turned", "test_kernels_winograd", "fast"),
+    (
+        "winograd.cuh",
+        "    __syncthreads();  // the tiles before have been read\n",
+        "",
+        "test_kernels_winograd",
+        "check",
+    ),
     (
         "softmax.cuh",
         "sum += expf(to_float(x[c * g.inner]) - safe)",
@@ -69,8 +122,9 @@ def main() -> int:
 
 def run(checkout: Path, tests: str, flavour: str) -> bool:
     """Whether the kernel tests fail."""
-    files = [str(checkout / "tests" / name) for name in ("test_kernels.py", "test_kernels_nn.py")]
-    chosen = ["-n", "0", "-x", "-k", f"host and ({tests}) and not large_tiles", "-p", "no:cacheprovider"]
+    files = sorted(map(str, checkout.glob("tests/test_kernels*.py")))
+    skipped = "not large_tiles and not bank_conflicts and not are_clean"
+    chosen = ["-n", "0", "-x", "-k", f"host and ({tests}) and {skipped}", "-p", "no:cacheprovider"]
     environment = {**os.environ, "PYTHONPATH": str(checkout), "DLGPU_HOST_FLAVOUR": flavour}
     command = [sys.executable, "-m", "pytest", *chosen, *files]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)

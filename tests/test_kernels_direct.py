@@ -96,7 +96,7 @@ def test_random_geometry(kernels: Any, data: st.DataObject) -> None:  # noqa: F8
         return data.draw(st.integers(low, high))
 
     groups = draw(1, 5)
-    kernel, stride, dilation = ((draw(1, top), draw(1, top)) for top in (4, 3, 2))
+    kernel, stride, dilation = [(draw(1, top), draw(1, top)) for top in (4, 3, 2)]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     padding = tuple((draw(0, r), draw(0, r)) for r in reach)
     channels, out = groups * draw(1, 3), groups * draw(1, 5)

@@ -26,8 +26,16 @@ def test_kernels_are_clean(flavour: str) -> None:
         check_requirements()
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    files = [str(TESTS / name) for name in ("test_kernels.py", "test_kernels_nn.py")]
-    chosen = ["-n", "0", "-x", "-k", "host and not large_tiles", "-p", "no:cacheprovider"]
+    files = sorted(map(str, TESTS.glob("test_kernels*.py")))
+    chosen = [
+        "-n",
+        "0",
+        "-x",
+        "-k",
+        "host and not large_tiles and not bank_conflicts and not are_clean",
+        "-p",
+        "no:cacheprovider",
+    ]
     environment = {**os.environ, **own_process_environment(flavour)}
     command = [sys.executable, "-m", "pytest", *chosen, *files]
     run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent, check=False)

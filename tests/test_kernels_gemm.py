@@ -119,17 +119,27 @@ def test_misaligned_arrays_are_copied_element_by_element(kernels: Any) -> None: 
     check_product(kernels.backend.gemm(a, b) if kernels.backend.name == "host" else kernels.gemm(a, b), a, b)
 
 
-@given(data=st.data())
+@given(
+    sizes=st.tuples(st.integers(1, 150), st.integers(1, 150), st.integers(1, 200)),
+    whole=st.booleans(),
+    batch=st.integers(1, 3),
+    transposed=st.sampled_from([(False, False), (False, True), (True, False), (True, True)]),
+    seed=st.integers(0, 9),
+)
 @settings(max_examples=25, deadline=None)
-def test_random_sizes(kernels: Any, data: st.DataObject) -> None:  # noqa: F811
-    m, n, k, batch = (data.draw(st.integers(1, top)) for top in (150, 150, 200, 3))
-    if data.draw(st.booleans()):
-        m, n, k = (-(-size // 8) * 8 for size in (m, n, k))
-    transpose_a, transpose_b = data.draw(st.sampled_from([(False, False), (False, True), (True, False), (True, True)]))
-    a = values(data.draw(st.integers(0, 9)), (batch, k, m) if transpose_a else (batch, m, k), np.float16)
-    b = values(10, (batch, n, k) if transpose_b else (batch, k, n), np.float16)
-    got = kernels.batched_gemm(a, b, transpose_a=transpose_a, transpose_b=transpose_b)
-    check_product(got, a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b)
+def test_random_sizes(
+    kernels: Any,  # noqa: F811
+    sizes: tuple[int, int, int],
+    whole: bool,
+    batch: int,
+    transposed: tuple[bool, bool],
+    seed: int,
+) -> None:
+    m, n, k = (-(-size // 8) * 8 for size in sizes) if whole else sizes
+    a = values(seed, (batch, k, m) if transposed[0] else (batch, m, k), np.float16)
+    b = values(10, (batch, n, k) if transposed[1] else (batch, k, n), np.float16)
+    got = kernels.batched_gemm(a, b, transpose_a=transposed[0], transpose_b=transposed[1])
+    check_product(got, a.swapaxes(1, 2) if transposed[0] else a, b.swapaxes(1, 2) if transposed[1] else b)
 
 
 # --- plans --------------------------------------------------------------------------------------------------------
