@@ -377,46 +377,69 @@ def batch_norm(
     training: bool = False,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Epilogue | None = None,
 ) -> Tensor:
     """Normalise each channel of (N, C, ...): with the batch's statistics in training, else with the running ones.
+
+    `residual` (of the input's shape) is added to the result, then `activation` ("relu") applied, at no extra pass.
 
     In training the running statistics are updated in place: running += momentum * (batch - running), with the
     unbiased variance. Ioffe and Szegedy 2015.
     """
     ops = input.backend
-    x, mean, var, w, b = _arrays("batch_norm", input, running_mean, running_var, weight, bias)
+    x, mean, var, w, b, added = _arrays("batch_norm", input, running_mean, running_var, weight, bias, residual)
     if training:
-        y, saved_mean, rstd = ops.batch_norm_train(x, w, b, mean, var, momentum=momentum, eps=eps)
+        how: dict[str, Any] = dict(momentum=momentum, eps=eps, activation=activation)
+        y, saved_mean, rstd = ops.batch_norm_train(x, w, b, mean, var, added, **how)
         for statistic in _present(running_mean, running_var):
             statistic.version.count += 1
     elif mean is None or var is None:
         raise ShapeError("[batch_norm] needs running_mean and running_var when not training; got None")
     else:
-        y = ops.batch_norm_infer(x, w, b, mean, var, eps=eps)
+        y = ops.batch_norm_infer(x, w, b, mean, var, added, eps=eps, activation=activation)
         saved_mean, rstd = mean, 1 / ops.xp.sqrt(var + eps)
 
     def backward(g: Any) -> Sequence[Any]:
-        dx, dw, db = ops.batch_norm_grad(g, x, w, saved_mean, rstd, training=training)
-        return [dx] + [dw] * (w is not None) + [db] * (b is not None)
+        output = None if activation is None else y
+        dx, dw, db = ops.batch_norm_grad(g, x, w, saved_mean, rstd, output, training=training)
+        return [dx] + [dw] * (w is not None) + [db] * (b is not None) + _residual(ops, g, y, residual, activation)
 
-    inputs = _present(input, weight, bias)
+    inputs = _present(input, weight, bias, residual)
     saved = _present(input, weight, None if training else running_mean)
     return Tensor.from_op("batch_norm", y, inputs, backward, saved)
 
 
+def _residual(ops: Any, g: Any, y: Any, residual: Tensor | None, activation: Epilogue | None) -> list[Any]:
+    """The gradient of a fused residual, if there is one."""
+    return [] if residual is None else [_before(ops, g, y, activation)]
+
+
 def group_norm(
-    input: Tensor, num_groups: int, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    input: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    residual: Tensor | None = None,
+    activation: Epilogue | None = None,
 ) -> Tensor:
-    """Normalise each sample over groups of channels of (N, C, ...). Wu and He 2018."""
+    """Normalise each sample over groups of channels of (N, C, ...). Wu and He 2018.
+
+    `residual` and `activation` as in `batch_norm`.
+    """
     ops = input.backend
-    x, w, b = _arrays("group_norm", input, weight, bias)
-    y, mean, rstd = ops.group_norm(x, w, b, num_groups=num_groups, eps=eps)
+    x, w, b, added = _arrays("group_norm", input, weight, bias, residual)
+    y, mean, rstd = ops.group_norm(x, w, b, added, num_groups=num_groups, eps=eps, activation=activation)
 
     def backward(g: Any) -> Sequence[Any]:
-        dx, dw, db = ops.group_norm_grad(g, x, w, mean, rstd, num_groups=num_groups)
-        return [dx] + [dw] * (w is not None) + [db] * (b is not None)
+        output = None if activation is None else y
+        dx, dw, db = ops.group_norm_grad(g, x, w, mean, rstd, output, num_groups=num_groups)
+        return [dx] + [dw] * (w is not None) + [db] * (b is not None) + _residual(ops, g, y, residual, activation)
 
-    inputs = _present(input, weight, bias)
+    inputs = _present(input, weight, bias, residual)
     return Tensor.from_op("group_norm", y, inputs, backward, saved=_present(input, weight))
 
 
@@ -516,14 +539,18 @@ def cross_entropy(
     target = as_tensor(target, input)
     logits, classes = input.data, target.data
     how: dict[str, Any] = dict(label_smoothing=label_smoothing, ignore_index=ignore_index)
-    loss, lse = ops.cross_entropy(logits, classes, **how)
-    losses = Tensor.from_op(
-        "cross_entropy",
-        loss,
-        [input],
-        lambda g: [ops.cross_entropy_grad(g, logits, classes, lse, **how)],
-        saved=[input, target],
-    )
+    if input.requires_grad and input.ndim == 2:  # rows in memory: the gradient costs little while they are at hand
+        loss, grad = ops.cross_entropy_with_grad(logits, classes, **how)
+        losses = Tensor.from_op("cross_entropy", loss, [input], lambda g: [(grad * g[:, None]).astype(grad.dtype)])
+    else:
+        loss, lse = ops.cross_entropy(logits, classes, **how)
+        losses = Tensor.from_op(
+            "cross_entropy",
+            loss,
+            [input],
+            lambda g: [ops.cross_entropy_grad(g, logits, classes, lse, **how)],
+            saved=[input, target],
+        )
     if reduction == "mean":
         counted = int((classes != ignore_index).sum())
         return losses.sum() / _at_least_one("cross_entropy", counted)

@@ -1,5 +1,5 @@
-// Normalisation with statistics in float. Variances are taken in two passes over the data (mean first), which loses no
-// digits where the mean is large.
+// Normalisation with statistics in float, by Welford's recurrence: one pass over the data, and no digits are lost where the
+// mean is large. Outputs may take a residual and a ReLU with them; gradients then pass where the output is positive.
 //
 // Arrays are (N, C, spatial) in either memory format: element (n, c, i) lies at n * stride_n + c * stride_c + i * stride_i.
 #pragma once
@@ -21,6 +21,56 @@ __device__ inline float value_or(const float* vector, int index, float otherwise
   return vector == nullptr ? otherwise : vector[index];
 }
 
+// y as it is stored: with the residual added (may be null), and above zero if asked.
+template <typename T>
+__device__ inline T finished(float y, const T* residual, int at, int relu) {
+  if (residual != nullptr) y += to_float(residual[at]);
+  return from_float<T>(relu && y < 0.0f ? 0.0f : y);  // NaN stays
+}
+
+// The gradient before a fused ReLU whose output is y; null: there was none.
+template <typename T>
+__device__ inline float passed(const T* grad_output, const T* y, int at) {
+  return y == nullptr || to_float(y[at]) > 0.0f ? to_float(grad_output[at]) : 0.0f;
+}
+
+// Mean and sum of squared distances from it of `count` values (Welford 1962), and of two sets together (Chan, Golub and
+// LeVeque 1979).
+struct Moments {
+  float count, mean, squares;
+
+  __device__ void add(float value) {
+    count += 1.0f;
+    const float distance = value - mean;
+    mean += distance / count;
+    squares += distance * (value - mean);
+  }
+  static __device__ Moments join(Moments a, Moments b) {
+    const float count = a.count + b.count;
+    if (count == 0.0f) return a;
+    const float distance = b.mean - a.mean, share = b.count / count;
+    return {count, a.mean + distance * share, a.squares + b.squares + distance * distance * a.count * share};
+  }
+};
+
+// Every thread of a block of 256 calls this with its own, and gets those of all values, joined in a fixed order.
+__device__ inline Moments block_moments(Moments own) {
+  DL_SHARED(Moments, partial, [8]);
+#pragma unroll
+  for (int distance = 16; distance > 0; distance /= 2) {
+    const Moments other = {__shfl_down_sync(0xffffffffu, own.count, distance),
+                           __shfl_down_sync(0xffffffffu, own.mean, distance),
+                           __shfl_down_sync(0xffffffffu, own.squares, distance)};
+    own = Moments::join(own, other);
+  }
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = own;
+  __syncthreads();
+  Moments all = partial[0];
+#pragma unroll
+  for (int warp = 1; warp < 8; ++warp) all = Moments::join(all, partial[warp]);
+  return all;
+}
+
 // --- batch norm: one block per channel --------------------------------------------------------------------------------
 
 // mean and rstd of each channel; running statistics (null: none) move by `momentum`, with the unbiased variance.
@@ -29,15 +79,12 @@ __global__ void __launch_bounds__(256)
     batch_norm_statistics(const T* __restrict__ x, float* __restrict__ mean_out, float* __restrict__ rstd_out,
                           float* __restrict__ running_mean, float* __restrict__ running_var, Norm g, float momentum, float eps) {
   const int c = blockIdx.x, count = g.N * g.spatial;
-  float sum = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) sum += to_float(x[norm_offset(g, j / g.spatial, c, j % g.spatial)]);
-  const float mean = block_reduce<Sum>(sum) / count;
-  float squares = 0.0f;
+  Moments own = {};
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const float d = to_float(x[norm_offset(g, j / g.spatial, c, j % g.spatial)]) - mean;
-    squares += d * d;
+    own.add(to_float(x[norm_offset(g, j / g.spatial, c, j % g.spatial)]));
   }
-  const float var = block_reduce<Sum>(squares) / count;
+  const Moments all = block_moments(own);
+  const float mean = all.mean, var = all.squares / count;
   if (threadIdx.x == 0) {
     mean_out[c] = mean;
     rstd_out[c] = 1.0f / sqrtf(var + eps);
@@ -50,13 +97,14 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 __global__ void __launch_bounds__(256)
     batch_norm_apply(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                     const float* __restrict__ mean, const float* __restrict__ rstd, T* __restrict__ y, Norm g) {
+                     const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ residual,
+                     T* __restrict__ y, Norm g, int relu) {
   const unsigned count = g.N * g.C * g.spatial;
   for (unsigned j = first_index(); j < count; j += index_step()) {
     const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
     const int at = norm_offset(g, n, c, i);
     const float scale = rstd[c] * value_or(weight, c, 1.0f);
-    y[at] = from_float<T>((to_float(x[at]) - mean[c]) * scale + value_or(bias, c, 0.0f));
+    y[at] = finished((to_float(x[at]) - mean[c]) * scale + value_or(bias, c, 0.0f), residual, at, relu);
   }
 }
 
@@ -64,12 +112,13 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 __global__ void __launch_bounds__(256)
     batch_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, float* __restrict__ grad_weight, float* __restrict__ grad_bias, Norm g) {
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ grad_weight,
+                    float* __restrict__ grad_bias, Norm g) {
   const int c = blockIdx.x, count = g.N * g.spatial;
   float along = 0.0f, sum = 0.0f;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
     const int at = norm_offset(g, j / g.spatial, c, j % g.spatial);
-    const float d = to_float(grad_output[at]);
+    const float d = passed(grad_output, y, at);
     along += d * (to_float(x[at]) - mean[c]) * rstd[c];
     sum += d;
   }
@@ -86,14 +135,14 @@ template <typename T>
 __global__ void __launch_bounds__(256)
     batch_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
                     const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ grad_weight,
-                    const float* __restrict__ grad_bias, T* __restrict__ grad_input, Norm g, int training) {
+                    const float* __restrict__ grad_bias, const T* __restrict__ y, T* __restrict__ grad_input, Norm g, int training) {
   const unsigned count = g.N * g.C * g.spatial;
   const float share = training ? 1.0f / (g.N * g.spatial) : 0.0f;
   for (unsigned j = first_index(); j < count; j += index_step()) {
     const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
     const int at = norm_offset(g, n, c, i);
     const float normalised = (to_float(x[at]) - mean[c]) * rstd[c];
-    const float d = to_float(grad_output[at]) - share * grad_bias[c] - normalised * (share * grad_weight[c]);
+    const float d = passed(grad_output, y, at) - share * grad_bias[c] - normalised * (share * grad_weight[c]);
     grad_input[at] = from_float<T>(d * rstd[c] * value_or(weight, c, 1.0f));
   }
 }
@@ -107,21 +156,18 @@ __device__ inline int group_offset(const Norm& g, int n, int group, int j) {
 
 template <typename T>
 __global__ void __launch_bounds__(256)
-    group_norm(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias, T* __restrict__ y,
-               float* __restrict__ mean_out, float* __restrict__ rstd_out, Norm g, float eps) {
+    group_norm(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+               const T* __restrict__ residual, T* __restrict__ y, float* __restrict__ mean_out, float* __restrict__ rstd_out,
+               Norm g, float eps, int relu) {
   const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, per_group = g.C / g.G, count = per_group * g.spatial;
-  float sum = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) sum += to_float(x[group_offset(g, n, group, j)]);
-  const float mean = block_reduce<Sum>(sum) / count;
-  float squares = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const float d = to_float(x[group_offset(g, n, group, j)]) - mean;
-    squares += d * d;
-  }
-  const float rstd = 1.0f / sqrtf(block_reduce<Sum>(squares) / count + eps);
+  Moments own = {};
+  for (int j = threadIdx.x; j < count; j += blockDim.x) own.add(to_float(x[group_offset(g, n, group, j)]));
+  const Moments all = block_moments(own);
+  const float mean = all.mean, rstd = 1.0f / sqrtf(all.squares / count + eps);
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
     const int at = group_offset(g, n, group, j), c = group * per_group + j / g.spatial;
-    y[at] = from_float<T>((to_float(x[at]) - mean) * rstd * value_or(weight, c, 1.0f) + value_or(bias, c, 0.0f));
+    const float scale = rstd * value_or(weight, c, 1.0f);
+    y[at] = finished((to_float(x[at]) - mean) * scale + value_or(bias, c, 0.0f), residual, at, relu);
   }
   if (threadIdx.x == 0) {
     mean_out[blockIdx.x] = mean;
@@ -132,13 +178,14 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 __global__ void __launch_bounds__(256)
     group_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
-                    const float* __restrict__ mean, const float* __restrict__ rstd, T* __restrict__ grad_input, Norm g) {
+                    const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ y,
+                    T* __restrict__ grad_input, Norm g) {
   const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, per_group = g.C / g.G, count = per_group * g.spatial;
   const float m = mean[blockIdx.x], r = rstd[blockIdx.x];
   float sum = 0.0f, along = 0.0f;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
     const int at = group_offset(g, n, group, j);
-    const float d = to_float(grad_output[at]) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
+    const float d = passed(grad_output, y, at) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
     sum += d;
     along += d * (to_float(x[at]) - m) * r;
   }
@@ -146,7 +193,7 @@ __global__ void __launch_bounds__(256)
   along = block_reduce<Sum>(along) / count;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
     const int at = group_offset(g, n, group, j);
-    const float d = to_float(grad_output[at]) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
+    const float d = passed(grad_output, y, at) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
     grad_input[at] = from_float<T>((d - sum - (to_float(x[at]) - m) * r * along) * r);
   }
 }
@@ -155,12 +202,13 @@ __global__ void __launch_bounds__(256)
 template <typename T>
 __global__ void __launch_bounds__(256)
     group_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, float* __restrict__ grad_weight, float* __restrict__ grad_bias, Norm g) {
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ grad_weight,
+                    float* __restrict__ grad_bias, Norm g) {
   const int c = blockIdx.x, group = c / (g.C / g.G), count = g.N * g.spatial;
   float along = 0.0f, sum = 0.0f;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
     const int n = j / g.spatial, at = norm_offset(g, n, c, j % g.spatial);
-    const float d = to_float(grad_output[at]);
+    const float d = passed(grad_output, y, at);
     along += d * (to_float(x[at]) - mean[n * g.G + group]) * rstd[n * g.G + group];
     sum += d;
   }

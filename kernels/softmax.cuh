@@ -93,6 +93,35 @@ __global__ void __launch_bounds__(256)
   }
 }
 
+// Loss per row and its gradient by the logits, while the row is in cache: one launch for the whole loss layer. Rules as above.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    cross_entropy_with_grad(const T* __restrict__ logits, const long long* __restrict__ target, float* __restrict__ loss,
+                            T* __restrict__ grad_logits, Rows g, float smoothing, long long ignore_index) {
+  for (int row = blockIdx.x; row < g.outer * g.inner; row += gridDim.x) {
+    const int start = row_start(g, row);
+    const T* const x = logits + start;
+    const Line line = line_of(x, g);
+    const long long t = target[row];
+    const bool known = t >= 0 && t < g.classes;
+    const float log_sum = logf(line.sum), nan = infinity() - infinity();
+    float mean = 0.0f;
+    for (int c = threadIdx.x; c < g.classes; c += blockDim.x) {
+      const float shifted = to_float(x[c * g.inner]) - line.peak;
+      const float aim = (c == t ? 1.0f - smoothing : 0.0f) + smoothing / g.classes;
+      const float gradient = known ? expf(shifted - log_sum) - aim : nan;
+      grad_logits[start + c * g.inner] = from_float<T>(t == ignore_index ? 0.0f : gradient);
+      mean += shifted;
+    }
+    if (smoothing != 0.0f) mean = block_reduce<Sum>(mean) / g.classes;
+    if (threadIdx.x == 0) {
+      float value = known ? log_sum - (to_float(x[(int)t * g.inner]) - line.peak) : nan;
+      if (smoothing != 0.0f) value = (1.0f - smoothing) * value + smoothing * (log_sum - mean);
+      loss[row] = t == ignore_index ? 0.0f : value;
+    }
+  }
+}
+
 // grad_loss[row] * (exp(x - lse) - target distribution). One thread per element, in memory order.
 template <typename T>
 __global__ void __launch_bounds__(256)

@@ -61,6 +61,20 @@ GRADIENTS: dict[str, Case] = {
         lambda x, w, b: F.linear(x, w, b, activation="relu"),
         (normal(3, 4), normal(5, 4), normal(5)),
     ),
+    "batch_norm, fused residual and relu": (
+        lambda x, w, b, r: F.batch_norm(x, None, None, w, b, training=True, residual=r, activation="relu"),
+        (normal(*IMAGE), normal(4), normal(4), normal(*IMAGE)),
+    ),
+    "batch_norm, evaluation with relu": (
+        lambda x, w, b, r: F.batch_norm(
+            x, dlgpu.zeros(4, dtype="float64"), dlgpu.ones(4, dtype="float64"), w, b, residual=r, activation="relu"
+        ),
+        (normal(*IMAGE), normal(4), normal(4), normal(*IMAGE)),
+    ),
+    "group_norm, fused residual and relu": (
+        lambda x, w, b, r: F.group_norm(x, 2, w, b, residual=r, activation="relu"),
+        (normal(*IMAGE), normal(4), normal(4), normal(*IMAGE)),
+    ),
     "conv_transpose2d": (
         lambda x, w, b: F.conv_transpose2d(x, w, b, (2, 3), 1, (1, 2)),
         (normal(2, 4, 3, 2), normal(4, 3, 3, 3), normal(3)),

@@ -186,6 +186,12 @@ def test_cross_entropy(kernels: Any, dtype: Any, shape: Any, smoothing: float) -
     weights = np.random.default_rng(17).random(target.shape).astype(np.float32)
     expected = reference.cross_entropy_grad(weights, x, target, lse, **how)
     check(kernels.cross_entropy_grad(weights, x, target, lse, **how), expected, 300, 0.1)
+    for a, e in zip(
+        kernels.cross_entropy_with_grad(x, target, **how),
+        reference.cross_entropy_with_grad(x, target, **how),
+        strict=True,
+    ):
+        check(a, e, 300, 0.1)
 
 
 def test_cross_entropy_of_extreme_logits_and_unknown_classes(kernels: Any) -> None:
@@ -194,6 +200,10 @@ def test_cross_entropy_of_extreme_logits_and_unknown_classes(kernels: Any) -> No
     np.testing.assert_allclose(loss[:2], [0, np.log(2)], atol=1e-6)
     assert np.isnan(loss[2])
     assert np.isnan(kernels.cross_entropy_grad(np.ones(3, np.float32), x, np.array([0, 1, 7]), lse)[2]).all()
+    both = kernels.cross_entropy_with_grad(x, np.array([0, 1, 7]))
+    np.testing.assert_array_equal(both[0], loss)
+    assert np.isnan(both[1][2]).all()
+    np.testing.assert_allclose(both[1][:2], [[0, 0, 0], [0, -0.5, 0.5]], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -264,6 +274,41 @@ def test_batch_norm(kernels: Any, dtype: Any, layout: Any, shape: Any, affine: b
             check(a, e, 80, 2 * max(1.0, float(rstd.max())))
     var = np.abs(mean) + 0.5
     check(kernels.batch_norm_infer(x, w, b, mean, var), reference.batch_norm_infer(x, w, b, mean, var), 8, 2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("with_residual", [False, True])
+def test_fused_normalisation(kernels: Any, dtype: Any, layout: Any, activation: Any, with_residual: bool) -> None:
+    shape = (3, 4, 5, 7)
+    x, dy, added = (values(i, shape, dtype, layout) for i in (40, 41, 42))
+    w, b = values(43, (4,), np.float32), values(44, (4,), np.float32)
+    residual = added if with_residual else None
+    y, mean, rstd = reference.batch_norm_train(x, w, b, None, None, residual, activation=activation)
+    check(kernels.batch_norm_train(x, w, b, None, None, residual, activation=activation)[0], y, 105, 3)
+    var = np.abs(mean) + 0.5
+    expected = reference.batch_norm_infer(x, w, b, mean, var, residual, activation=activation)
+    check(kernels.batch_norm_infer(x, w, b, mean, var, residual, activation=activation), expected, 8, 3)
+    saved = y if activation else None
+    grads = reference.batch_norm_grad(dy, x, w, mean, rstd, saved)
+    for a, e in zip(kernels.batch_norm_grad(dy, x, w, mean, rstd, saved), grads, strict=True):
+        check(a, e, 105, 3)
+    y, mean, rstd = reference.group_norm(x, w, b, residual, num_groups=2, activation=activation)
+    check(kernels.group_norm(x, w, b, residual, num_groups=2, activation=activation)[0], y, 70, 3)
+    saved = y if activation else None
+    grads = reference.group_norm_grad(dy, x, w, mean, rstd, saved, num_groups=2)
+    for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, saved, num_groups=2), grads, strict=True):
+        check(a, e, 105, 3)
+
+
+def test_statistics_keep_their_digits_far_from_zero(kernels: Any) -> None:
+    """Mean 10,000, spread 1: the naive formula E[x^2] - mean^2 would lose everything."""
+    x = values(45, (4, 3, 16, 16), np.float32) + np.float32(1e4)
+    truth = x.astype(np.float64)
+    _, mean, rstd = kernels.batch_norm_train(x, None, None, None, None)
+    np.testing.assert_allclose(mean, truth.mean((0, 2, 3)), rtol=1e-6)
+    np.testing.assert_allclose(rstd, 1 / np.sqrt(truth.var((0, 2, 3)) + 1e-5), rtol=2e-3)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -28,7 +28,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
-from dlgpu.backends.shapes import Padding2d, Size2d
+from dlgpu.backends.shapes import Padding2d, Size2d, check_shape
+from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError, UnknownName
 
 Array = Any  # numpy.ndarray or cupy.ndarray
@@ -58,6 +59,14 @@ def check_epilogue(op: str, activation: str | None) -> None:
     """None or an activation that the products fuse."""
     if activation not in (None, "relu"):
         raise UnknownName(op, "fused activation", str(activation), ["relu"])
+
+
+def check_fused(op: str, x: Array, residual: Array | None, activation: str | None) -> None:
+    """What a normalisation may take with it: a residual like its input, and a fused activation."""
+    check_floats(op, input=x, residual=residual)
+    check_epilogue(op, activation)
+    if residual is not None:
+        check_shape(op, "residual", residual.shape, x.shape)
 
 
 Reduction = Literal["sum", "mean", "max"]
@@ -318,6 +327,8 @@ class Contract(Protocol):
 
     # --- normalisation --------------------------------------------------------------------------------------------
     # weight and bias are (C,) in the array's dtype or float32, or None; statistics are (C,) or (N, G) in acc.
+    # y = activation(normalised * weight + bias + residual). The gradients of a fused ReLU want its output `y`: they
+    # pass where it is positive. The gradient of the residual is then `activation_grad(grad_output, y)`.
 
     def batch_norm_train(
         self,
@@ -326,9 +337,11 @@ class Contract(Protocol):
         bias: Array | None,
         running_mean: Array | None,
         running_var: Array | None,
+        residual: Array | None = None,
         *,
         momentum: float = 0.1,
         eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> tuple[Array, Array, Array]:
         """Normalise each channel of (N, C, ...) over the batch -> (y, mean, rstd); rstd = 1 / sqrt(biased var + eps).
 
@@ -338,19 +351,44 @@ class Contract(Protocol):
         ...
 
     def batch_norm_infer(
-        self, x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, *, eps: float = 1e-5
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array,
+        var: Array,
+        residual: Array | None = None,
+        *,
+        eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> Array:
         """(x - mean) / sqrt(var + eps) * weight + bias with given statistics."""
         ...
 
     def batch_norm_grad(
-        self, grad_output: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, training: bool = True
+        self,
+        grad_output: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        y: Array | None = None,
+        *,
+        training: bool = True,
     ) -> tuple[Array, Array, Array]:
         """-> (grad_input, grad_weight, grad_bias). With `training=False` mean and rstd are constants."""
         ...
 
     def group_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float = 1e-5
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None = None,
+        *,
+        num_groups: int,
+        eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> tuple[Array, Array, Array]:
         """Normalise each sample's groups of channels -> (y, mean (N, G), rstd (N, G)).
 
@@ -359,7 +397,15 @@ class Contract(Protocol):
         ...
 
     def group_norm_grad(
-        self, grad_output: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, num_groups: int
+        self,
+        grad_output: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        y: Array | None = None,
+        *,
+        num_groups: int,
     ) -> tuple[Array, Array, Array]:
         """-> (grad_input, grad_weight, grad_bias)."""
         ...
@@ -418,6 +464,12 @@ class Contract(Protocol):
         loss 0; any other outside [0, C) raises `ShapeError` in the reference (kernels cannot look at values without a
         device sync: they return NaN). With label smoothing s: (1 - s) * nll + s * mean over classes.
         """
+        ...
+
+    def cross_entropy_with_grad(
+        self, logits: Array, target: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100
+    ) -> tuple[Array, Array]:
+        """-> (loss per sample in acc, gradient of each sample's loss by its logits), in one pass."""
         ...
 
     def cross_entropy_grad(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlgpu import functional as F
-from dlgpu.backends.contract import Activation, Algorithm
+from dlgpu.backends.contract import Activation, Algorithm, Epilogue
 from dlgpu.backends.shapes import Padding2d, Size2d, check_probability, pair
 from dlgpu.errors import ShapeError
 from dlgpu.nn import init
@@ -342,7 +342,8 @@ class BatchNorm2d(Module):
         self.register_buffer("running_mean", zeros(num_features))
         self.register_buffer("running_var", ones(num_features))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, activation: Epilogue | None = None) -> Tensor:
+        """activation(normalised x + residual), both optional and at no extra pass: `self.bn2(y, x, "relu")`."""
         return F.batch_norm(
             x,
             self.running_mean,
@@ -352,6 +353,8 @@ class BatchNorm2d(Module):
             self.training,
             self.momentum,
             self.eps,
+            residual=residual,
+            activation=activation,
         )
 
     def extra_repr(self) -> str:

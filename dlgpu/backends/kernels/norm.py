@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlgpu import memory_format
-from dlgpu.backends.contract import Array
+from dlgpu.backends.contract import Array, Epilogue, check_fused
 from dlgpu.backends.kernels.geometry import norm
 from dlgpu.backends.kernels.launching import Launching
 from dlgpu.backends.kernels.plan import THREADS, Plan, elementwise
@@ -37,12 +37,14 @@ class NormOps(Launching):
         bias: Array | None,
         running_mean: Array | None,
         running_var: Array | None,
+        residual: Array | None = None,
         *,
         momentum: float = 0.1,
         eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> tuple[Array, Array, Array]:
         op = "batch_norm_train"
-        check_floats(op, input=x)
+        check_fused(op, x, residual, activation)
         g = Norm.of(op, x.shape, None, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
         if g.N * g.spatial == 1:
             raise ShapeError(f"[{op}] needs more than one value per channel; got input {x.shape}")
@@ -52,23 +54,43 @@ class NormOps(Launching):
         mean, rstd = (self.xp.empty(g.C, np.float32) for _ in range(2))
         chosen = block_plan(op, "batch_norm_statistics", x, g.C, g.C, float(momentum), float(eps))
         self.run(chosen, x, mean, rstd, running_mean, running_var)
-        return self._batch_norm(op, x, weight, bias, mean, rstd), mean, rstd
+        return self._batch_norm(op, x, weight, bias, mean, rstd, residual, activation), mean, rstd
 
     def batch_norm_infer(
-        self, x: Array, weight: Array | None, bias: Array | None, mean: Array, var: Array, *, eps: float = 1e-5
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array,
+        var: Array,
+        residual: Array | None = None,
+        *,
+        eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> Array:
         op = "batch_norm_infer"
-        check_floats(op, input=x)
+        check_fused(op, x, residual, activation)
         Norm.of(op, x.shape, None, weight=weight, bias=bias, mean=mean, var=var)
         rstd = 1 / self.xp.sqrt(self._vector(var) + np.float32(eps))
-        return self._batch_norm(op, self.dense(x, memory_format.of(x)), weight, bias, self._vector(mean), rstd)
+        x, wide = self.dense(x, memory_format.of(x)), self._vector(mean)
+        return self._batch_norm(op, x, weight, bias, wide, rstd, residual, activation)
 
     def _batch_norm(
-        self, op: str, x: Array, weight: Array | None, bias: Array | None, mean: Array, rstd: Array
+        self,
+        op: str,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        mean: Array,
+        rstd: Array,
+        residual: Array | None,
+        activation: Epilogue | None,
     ) -> Array:
-        y = memory_format.empty(self.xp, x.shape, x.dtype, memory_format.of(x))
-        plan = element_plan(op, "batch_norm_apply", x, x.shape[1])
-        self.run(plan, x, self._vector(weight), self._vector(bias), mean, rstd, y)
+        layout = memory_format.of(x)
+        y = memory_format.empty(self.xp, x.shape, x.dtype, layout)
+        plan = element_plan(op, "batch_norm_apply", x, x.shape[1], int(activation == "relu"))
+        added = None if residual is None else self.dense(residual, layout)
+        self.run(plan, x, self._vector(weight), self._vector(bias), mean, rstd, added, y)
         return y
 
     def batch_norm_grad(
@@ -78,11 +100,12 @@ class NormOps(Launching):
         weight: Array | None,
         mean: Array,
         rstd: Array,
+        y: Array | None = None,
         *,
         training: bool = True,
     ) -> tuple[Array, Array, Array]:
         op = "batch_norm_grad"
-        check_floats(op, grad_output=grad_output, input=x)
+        check_floats(op, grad_output=grad_output, input=x, output=y)
         g = Norm.of(op, x.shape, None, weight=weight, mean=mean, rstd=rstd)
         check_shape(op, "grad_output", grad_output.shape, x.shape)
         layout = memory_format.of(x)
@@ -90,39 +113,58 @@ class NormOps(Launching):
         mean, rstd = self._vector(mean), self._vector(rstd)
         grad_weight, grad_bias = (self.xp.zeros(g.C, np.float32) for _ in range(2))
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
+        y = self._saved_output(op, y, x, layout)
         if x.size:
-            self.run(block_plan(op, "batch_norm_sums", x, g.C, g.C), dy, x, mean, rstd, grad_weight, grad_bias)
+            self.run(block_plan(op, "batch_norm_sums", x, g.C, g.C), dy, x, mean, rstd, y, grad_weight, grad_bias)
             plan = element_plan(op, "batch_norm_grad", x, g.C, int(training))
-            self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, dx)
+            self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, y, dx)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
 
     def group_norm(
-        self, x: Array, weight: Array | None, bias: Array | None, *, num_groups: int, eps: float = 1e-5
+        self,
+        x: Array,
+        weight: Array | None,
+        bias: Array | None,
+        residual: Array | None = None,
+        *,
+        num_groups: int,
+        eps: float = 1e-5,
+        activation: Epilogue | None = None,
     ) -> tuple[Array, Array, Array]:
         op = "group_norm"
-        check_floats(op, input=x)
+        check_fused(op, x, residual, activation)
         g = Norm.of(op, x.shape, num_groups, weight=weight, bias=bias)
         x = self.dense(x, memory_format.of(x))
         y = memory_format.empty(self.xp, x.shape, x.dtype, memory_format.of(x))
         mean, rstd = (self.xp.empty((g.N, g.G), np.float32) for _ in range(2))
-        plan = block_plan(op, "group_norm", x, g.G, g.N * g.G, float(eps))
-        self.run(plan, x, self._vector(weight), self._vector(bias), y, mean, rstd)
+        plan = block_plan(op, "group_norm", x, g.G, g.N * g.G, float(eps), int(activation == "relu"))
+        added = None if residual is None else self.dense(residual, memory_format.of(x))
+        self.run(plan, x, self._vector(weight), self._vector(bias), added, y, mean, rstd)
         return y, mean, rstd
 
     def group_norm_grad(
-        self, grad_output: Array, x: Array, weight: Array | None, mean: Array, rstd: Array, *, num_groups: int
+        self,
+        grad_output: Array,
+        x: Array,
+        weight: Array | None,
+        mean: Array,
+        rstd: Array,
+        y: Array | None = None,
+        *,
+        num_groups: int,
     ) -> tuple[Array, Array, Array]:
         op = "group_norm_grad"
-        check_floats(op, grad_output=grad_output, input=x)
+        check_floats(op, grad_output=grad_output, input=x, output=y)
         g = Norm.of(op, x.shape, num_groups, weight=weight)
         check_shape(op, "grad_output", grad_output.shape, x.shape)
         layout = memory_format.of(x)
         x, dy = self.dense(x, layout), self.dense(grad_output, layout)
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
         grad_weight, grad_bias = (self.xp.empty(g.C, np.float32) for _ in range(2))
-        self.run(block_plan(op, "group_norm_grad", x, g.G, g.N * g.G), dy, x, self._vector(weight), mean, rstd, dx)
-        self.run(block_plan(op, "group_norm_sums", x, g.G, g.C), dy, x, mean, rstd, grad_weight, grad_bias)
+        y = self._saved_output(op, y, x, layout)
+        self.run(block_plan(op, "group_norm_grad", x, g.G, g.N * g.G), dy, x, self._vector(weight), mean, rstd, y, dx)
+        self.run(block_plan(op, "group_norm_sums", x, g.G, g.C), dy, x, mean, rstd, y, grad_weight, grad_bias)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
 
@@ -161,6 +203,12 @@ class NormOps(Launching):
         out = self.xp.empty(dy.shape[1], dy.dtype)
         self.run(block_plan(op, "grad_bias", dy, dy.shape[1], dy.shape[1]), dy, out)
         return out
+
+    def _saved_output(self, op: str, y: Array | None, x: Array, layout: memory_format.MemoryFormat) -> Array | None:
+        if y is None:
+            return None
+        check_shape(op, "y", y.shape, x.shape)
+        return self.dense(y, layout)
 
     def _vector(self, vector: Array | None) -> Array | None:
         return None if vector is None else self.xp.ascontiguousarray(vector, np.float32)

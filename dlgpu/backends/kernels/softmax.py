@@ -77,6 +77,18 @@ class SoftmaxOps(Launching):
         self.run(chosen, self.dense(logits, "contiguous"), self._classes(target), loss, lse)
         return loss, lse
 
+    def cross_entropy_with_grad(
+        self, logits: Array, target: Array, *, label_smoothing: float = 0.0, ignore_index: int = -100
+    ) -> tuple[Array, Array]:
+        op = "cross_entropy_with_grad"
+        check_floats(op, logits=logits)
+        check_target(op, logits.shape, target, label_smoothing)
+        sizes = rows(op, logits.shape, 1)
+        chosen = row_plan(f"dl::{op}<{storage(op, logits.dtype)}>", sizes, float(label_smoothing), ignore_index)
+        loss, grad = self.xp.empty(target.shape, np.float32), self.xp.empty(logits.shape, logits.dtype)
+        self.run(chosen, self.dense(logits, "contiguous"), self._classes(target), loss, grad)
+        return loss, self.dense(grad, memory_format.of(logits))
+
     def cross_entropy_grad(
         self,
         grad_loss: Array,

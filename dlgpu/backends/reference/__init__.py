@@ -36,6 +36,7 @@ from dlgpu.backends.reference.pool import avg_pool2d, avg_pool2d_grad, max_pool2
 from dlgpu.backends.reference.softmax import (
     cross_entropy,
     cross_entropy_grad,
+    cross_entropy_with_grad,
     log_softmax,
     log_softmax_grad,
     softmax,
@@ -66,6 +67,7 @@ __all__ = [
     "conv_transpose2d",
     "cross_entropy",
     "cross_entropy_grad",
+    "cross_entropy_with_grad",
     "device",
     "dropout",
     "dropout_grad",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dlgpu import memory_format
+from dlgpu.backends.contract import Epilogue, check_fused
 from dlgpu.backends.reference.common import finish, widen
 from dlgpu.backends.shapes import Norm, check_shape
 from dlgpu.dtypes import check_floats
@@ -17,12 +18,14 @@ def batch_norm_train(
     bias: np.ndarray | None,
     running_mean: np.ndarray | None,
     running_var: np.ndarray | None,
+    residual: np.ndarray | None = None,
     *,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    activation: Epilogue | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     op = "batch_norm_train"
-    check_floats(op, input=x)
+    check_fused(op, x, residual, activation)
     g = Norm.of(op, x.shape, None, weight=weight, bias=bias, running_mean=running_mean, running_var=running_var)
     count = g.N * g.spatial
     if count == 1:
@@ -38,8 +41,23 @@ def batch_norm_train(
         running_mean += (momentum * (mean - running_mean)).astype(running_mean.dtype)
     if running_var is not None:
         running_var += (momentum * (var * (count / (count - 1)) - running_var)).astype(running_var.dtype)
-    y = _affine(centred, rstd, weight, bias, x)
+    y = _fused(_affine(centred, rstd, weight, bias, x), residual, activation)
     return finish(y, x.dtype, memory_format.of(x)), mean, rstd
+
+
+def _fused(y: np.ndarray, residual: np.ndarray | None, activation: Epilogue | None) -> np.ndarray:
+    if residual is not None:
+        y = y + widen(residual)
+    return np.maximum(y, 0) if activation == "relu" else y
+
+
+def _passed(op: str, grad_output: np.ndarray, y: np.ndarray | None) -> np.ndarray:
+    """The gradient before a fused ReLU with output `y`, widened."""
+    dy = widen(grad_output)
+    if y is None:
+        return dy
+    check_shape(op, "y", y.shape, grad_output.shape)
+    return np.where(y > 0, dy, dy.dtype.type(0))
 
 
 def batch_norm_infer(
@@ -48,14 +66,17 @@ def batch_norm_infer(
     bias: np.ndarray | None,
     mean: np.ndarray,
     var: np.ndarray,
+    residual: np.ndarray | None = None,
     *,
     eps: float = 1e-5,
+    activation: Epilogue | None = None,
 ) -> np.ndarray:
-    check_floats("batch_norm_infer", input=x)
+    check_fused("batch_norm_infer", x, residual, activation)
     Norm.of("batch_norm_infer", x.shape, None, weight=weight, bias=bias, mean=mean, var=var)
     wide = widen(x)
     rstd = 1 / np.sqrt(var.astype(wide.dtype) + wide.dtype.type(eps))
     y = _affine(wide - _per_channel(mean.astype(wide.dtype), x), rstd, weight, bias, x)
+    y = _fused(y, residual, activation)
     return finish(y, x.dtype, memory_format.of(x))
 
 
@@ -65,14 +86,15 @@ def batch_norm_grad(
     weight: np.ndarray | None,
     mean: np.ndarray,
     rstd: np.ndarray,
+    y: np.ndarray | None = None,
     *,
     training: bool = True,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     op = "batch_norm_grad"
-    check_floats(op, grad_output=grad_output, input=x)
+    check_floats(op, grad_output=grad_output, input=x, output=y)
     g = Norm.of(op, x.shape, None, weight=weight, mean=mean, rstd=rstd)
     check_shape(op, "grad_output", grad_output.shape, x.shape)
-    dy = widen(grad_output)
+    dy = _passed(op, grad_output, y)
     normalised = (widen(x) - _per_channel(mean, x)) * _per_channel(rstd, x)
     grad_weight, grad_bias = _channel_sum(dy * normalised, g), _channel_sum(dy, g)
     scale = rstd if weight is None else rstd * weight.astype(rstd.dtype)
@@ -87,16 +109,23 @@ def batch_norm_grad(
 
 
 def group_norm(
-    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, *, num_groups: int, eps: float = 1e-5
+    x: np.ndarray,
+    weight: np.ndarray | None,
+    bias: np.ndarray | None,
+    residual: np.ndarray | None = None,
+    *,
+    num_groups: int,
+    eps: float = 1e-5,
+    activation: Epilogue | None = None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    check_floats("group_norm", input=x)
+    check_fused("group_norm", x, residual, activation)
     g = Norm.of("group_norm", x.shape, num_groups, weight=weight, bias=bias)
     grouped = widen(x).reshape(g.N, g.G, g.C // g.G * g.spatial)
     mean = grouped.mean(axis=2)
     centred = grouped - mean[..., None]
     rstd = 1 / np.sqrt(np.square(centred).mean(axis=2) + grouped.dtype.type(eps))
     y = (centred * rstd[..., None]).reshape(x.shape)
-    y = _affine(y, None, weight, bias, x)
+    y = _fused(_affine(y, None, weight, bias, x), residual, activation)
     return finish(y, x.dtype, memory_format.of(x)), mean, rstd
 
 
@@ -106,14 +135,15 @@ def group_norm_grad(
     weight: np.ndarray | None,
     mean: np.ndarray,
     rstd: np.ndarray,
+    y: np.ndarray | None = None,
     *,
     num_groups: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     op = "group_norm_grad"
-    check_floats(op, grad_output=grad_output, input=x)
+    check_floats(op, grad_output=grad_output, input=x, output=y)
     g = Norm.of(op, x.shape, num_groups, weight=weight)
     check_shape(op, "grad_output", grad_output.shape, x.shape)
-    dy = widen(grad_output)
+    dy = _passed(op, grad_output, y)
     grouped = (g.N, g.G, g.C // g.G * g.spatial)
     normalised = (widen(x).reshape(grouped) - mean[..., None]) * rstd[..., None]
     grad_weight = _channel_sum(dy * normalised.reshape(x.shape), g)

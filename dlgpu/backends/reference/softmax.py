@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,16 @@ def cross_entropy(
         s = loss.dtype.type(label_smoothing)
         loss = (1 - s) * loss + s * (log_sum - line.shifted.mean(axis=1, keepdims=True))
     return np.where(valid, loss[:, 0], loss.dtype.type(0)), (log_sum + line.peak)[:, 0]
+
+
+def cross_entropy_with_grad(
+    logits: np.ndarray, target: np.ndarray, *, label_smoothing: float = 0.0, ignore_index: int = -100
+) -> tuple[np.ndarray, np.ndarray]:
+    op = "cross_entropy_with_grad"
+    _check_target(op, logits, target, label_smoothing, ignore_index)
+    how: dict[str, Any] = dict(label_smoothing=label_smoothing, ignore_index=ignore_index)
+    loss, lse = cross_entropy(logits, target, **how)
+    return loss, cross_entropy_grad(np.ones_like(loss), logits, target, lse, **how)
 
 
 def cross_entropy_grad(
