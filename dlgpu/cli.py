@@ -437,18 +437,26 @@ def list_kernels() -> None:
 @click.option("--arch", "archs", multiple=True, help="sm_75 ... sm_100, several allowed [default: all]")
 @click.option("--family", "only", multiple=True, help="several allowed [default: all]")
 def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
-    """Compile with NVRTC and print registers, shared memory and spills as a Markdown table (docs/kernels.md)."""
+    """Compile with NVRTC and print what each kernel takes as a Markdown table (docs/kernels.md).
+
+    Threads and shared bytes per block; for each architecture registers per thread, what was spilled, and occupancy.
+    """
     from dlgpu.backends.kernels import compile as nvrtc
     from dlgpu.backends.kernels import sources
+    from dlgpu.backends.kernels.occupancy import occupancy
+
+    def cell(arch: str, r: nvrtc.Resources) -> str:
+        spill = f" ({r.spill_bytes} spilled)" if r.spill_bytes else ""
+        return f"{r.registers}{spill} · {occupancy(arch, r):.0%}"
 
     chosen = archs or nvrtc.ARCHITECTURES
-    click.echo(f"| kernel | shared bytes | {' | '.join(chosen)} |\n|{'---|' * (len(chosen) + 2)}")
+    click.echo(f"| kernel | threads | shared bytes | {' | '.join(chosen)} |\n|{'---|' * (len(chosen) + 3)}")
     for family in only or sources.families():
-        compiled = [nvrtc.compile_family(family, arch).resources for arch in chosen]
-        for name, first in compiled[0].items():
-            spills = (f" ({r[name].spill_bytes} spilled)" if r[name].spill_bytes else "" for r in compiled)
-            cells = [f"{r[name].registers}{spill}" for r, spill in zip(compiled, spills, strict=True)]
-            click.echo(f"| `{name.replace('dl::', '')}` | {first.shared_bytes} | {' | '.join(cells)} |")
+        compiled = {arch: nvrtc.compile_family(family, arch).resources for arch in chosen}
+        for name, first in compiled[chosen[0]].items():
+            cells = [cell(arch, resources[name]) for arch, resources in compiled.items()]
+            sizes = f"{first.threads} | {first.shared_bytes}"
+            click.echo(f"| `{name.replace('dl::', '')}` | {sizes} | {' | '.join(cells)} |")
 
 
 @kernels.command("plan")

@@ -32,4 +32,15 @@ __host__ __device__ constexpr int ceil_div(int a, int b) { return (a + b - 1) / 
 __device__ inline unsigned first_index() { return blockIdx.x * blockDim.x + threadIdx.x; }
 __device__ inline unsigned index_step() { return gridDim.x * blockDim.x; }
 
+// threadIdx.x, read anew each time: what follows from it needs no register while a loop runs that has none to spare.
+__device__ inline int thread_index_x() {
+#ifdef DL_HOST
+  return threadIdx.x;
+#else
+  int x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+#endif
+}
+
 }  // namespace dl

@@ -1,6 +1,6 @@
 // What happens to a product's sums before they are stored: alpha * sum + beta * residual + bias, ReLU, 2x2 max-pooling.
 #pragma once
-#include "numeric.cuh"
+#include "vector4.cuh"
 
 namespace dl {
 
@@ -12,12 +12,22 @@ struct Epilogue {
   float alpha, beta;
   bool relu;
 
-  // The stored value of column n at element `at` of the output.
+  // The stored values of columns n .. n + V - 1 from element `at` of the output on.
+  template <int V>
+  __device__ void values(const float* sums, long long at, int n, float (&y)[V]) const {
+    float added[V];
+    load<V>(residual + at, residual != nullptr, added);
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      y[i] = alpha * sums[i] + beta * added[i];
+      if (bias != nullptr) y[i] += to_float(bias[n + i]);
+      y[i] = relu && y[i] < 0.0f ? 0.0f : y[i];  // NaN stays
+    }
+  }
   __device__ float value(float sum, long long at, int n) const {
-    float y = alpha * sum;
-    if (residual != nullptr) y += beta * to_float(residual[at]);
-    if (bias != nullptr) y += to_float(bias[n]);
-    return relu && y < 0.0f ? 0.0f : y;  // NaN stays
+    float y[1];
+    values(&sum, at, n, y);
+    return y[0];
   }
 };
 

@@ -24,15 +24,6 @@ __device__ void for_each_sum(const Tile& tile, int first_m, int first_n, Store s
   }
 }
 
-// The stretch of the depth that split number `split` of `splits` adds: (first tile, tiles).
-struct Stretch {
-  int first, count;
-};
-__device__ inline Stretch stretch(int tiles, int split, int splits) {
-  const int each = ceil_div(tiles, splits), first = split * each;
-  return {first, max(0, min(each, tiles - first))};
-}
-
 // grid: (tiles of N, tiles of M, batches * splits). With several splits the sums go to `slabs` (splits, batches, M, N),
 // to be added up by `add_slabs`; with one they go through the epilogue into `out`.
 template <typename T, bool TransposeA, bool TransposeB, int BM, int BN, bool kVector, int kTerms>

@@ -7,10 +7,13 @@
 //   Row row(int i)             what is known of row i, computed once for the whole product
 //   Deep deep(int k)           the same of a place along the depth
 //   void next(Deep&, int by)   moves on, without divisions
-//   const T* at(Row, Deep)     the element, or null where there is none: it counts as zero
-//   const T* base()            any valid address
+//   bool exists(Row, Deep)     whether there is an element; else it counts as zero
+//   const T* at(Row, Deep)     where it is, if it exists
 // A vector of elements along the fast axis may be read from one address if the extent of that axis (for a convolution:
 // the channels of a group) is a multiple of the vector, and the first address is aligned to it.
+//
+// Rows and places along the depth carry their share of the element's offset and of the test whether it exists: main loops
+// read often, and then have one sum to make. Offsets have 32 bits: arrays have fewer than 2^31 elements.
 #pragma once
 #include "numeric.cuh"
 #include "shapes.cuh"
@@ -20,19 +23,27 @@ namespace dl {
 template <typename T, bool DeepFast>
 struct Matrix {
   static constexpr bool kDeepFast = DeepFast;
-  using Row = int;
-  using Deep = int;
+  struct Row {
+    int offset, depth;  // depth 0: there is no such row
+  };
+  struct Deep {
+    int offset, k;
+  };
   const T* data;
   int rows, depth, ld;  // ld: elements between lines of the fast axis
+  int first = 0;        // element of the array
 
-  __device__ Row row(int i) const { return i; }
-  __device__ Deep deep(int k) const { return k; }
-  __device__ void next(Deep& k, int by) const { k += by; }
-  __device__ const T* at(Row i, Deep k) const {
-    return i < rows && k < depth ? data + (DeepFast ? (long long)i * ld + k : (long long)k * ld + i) : nullptr;
+  __device__ Row row(int i) const { return i < rows ? Row{first + (DeepFast ? i * ld : i), depth} : Row{first, 0}; }
+  __device__ Deep deep(int k) const { return {k >= depth ? 0 : DeepFast ? k : k * ld, k}; }
+  __device__ void next(Deep& at, int by) const {
+    at.k += by;
+    at.offset += DeepFast ? by : by * ld;
   }
-  __device__ const T* base() const { return data; }
+  __device__ bool exists(Row i, Deep k) const { return k.k < i.depth; }
+  __device__ const T* at(Row i, Deep k) const { return data + (i.offset + k.offset); }
 };
+
+constexpr int kNowhere = 1 << 29;  // a coordinate outside of every image, whatever tap is added
 
 // Images (N, H, W, pitch) seen through windows: position (n, p, q) and tap (r, s, c) meet at the pixel
 // (p * stride + first + r * step, ...), channel c of C. Pixels outside count as zero.
@@ -46,23 +57,34 @@ struct Windows {
   bool pooled;
 
   struct Position {
+    int offset, h, w;  // of tap (0, 0, 0)
     int n, p, q;
   };
   struct Tap {
-    int r, s, c;
+    int offset, h, w;  // from tap (0, 0, 0)
+    int s, c;
   };
 
   __device__ Position position(int i) const {
     if (pooled) {
       const int columns = Q / 2, block = i / 4, row = block / columns;
-      return {row / (P / 2), row % (P / 2) * 2 + i % 4 / 2, block % columns * 2 + i % 2};
+      return position(row / (P / 2), row % (P / 2) * 2 + i % 4 / 2, block % columns * 2 + i % 2);
     }
     const int row = i / Q;
-    return {row / P, row % P, i % Q};
+    return position(row / P, row % P, i % Q);
+  }
+  __device__ Position position(int n, int p, int q) const {
+    if (n >= N) return {0, kNowhere, 0, n, p, q};
+    const int h = p * stride_h + first_h, w = q * stride_w + first_w;
+    return {((n * H + h) * W + w) * pitch, h, w, n, p, q};
   }
   __device__ Tap tap(int k) const {
     const int place = k / C;
-    return {place / S, place % S, k % C};
+    return tap(place / S, place % S, k % C);
+  }
+  __device__ Tap tap(int r, int s, int c) const {
+    if (r >= R) return {0, kNowhere, 0, s, c};
+    return {(r * step_h * W + s * step_w) * pitch + c, r * step_h, s * step_w, s, c};
   }
   __device__ void next(Position& at, int by) const {  // not for pooled positions
     at.q += by;
@@ -73,23 +95,28 @@ struct Windows {
         ++at.n;
       }
     }
+    at = position(at.n, at.p, at.q);
   }
   __device__ void next(Tap& at, int by) const {
     at.c += by;
+    at.offset += by;
     while (at.c >= C) {
       at.c -= C;
+      at.w += step_w;
+      at.offset += step_w * pitch - C;
       if (++at.s == S) {
         at.s = 0;
-        ++at.r;
+        at.w = 0;
+        at.h += step_h;
+        at.offset += (step_h * W - S * step_w) * pitch;
+        if (at.h == R * step_h) at.h = kNowhere;
       }
     }
   }
-  __device__ const T* at(Position at, Tap tap) const {
-    const int h = at.p * stride_h + first_h + tap.r * step_h;
-    const int w = at.q * stride_w + first_w + tap.s * step_w;
-    const bool inside = at.n < N && tap.r < R && unsigned(h) < unsigned(H) && unsigned(w) < unsigned(W);
-    return inside ? x + ((at.n * H + h) * W + w) * pitch + tap.c : nullptr;
+  __device__ bool exists(Position at, Tap tap) const {
+    return unsigned(at.h + tap.h) < unsigned(H) && unsigned(at.w + tap.w) < unsigned(W);
   }
+  __device__ const T* at(Position at, Tap tap) const { return x + (at.offset + tap.offset); }
 };
 
 // Rows are positions, the depth runs over taps: the images of a forward convolution, the gradients of a backward one.
@@ -103,8 +130,8 @@ struct WindowRows {
   __device__ Row row(int i) const { return windows.position(i); }
   __device__ Deep deep(int k) const { return windows.tap(k); }
   __device__ void next(Deep& k, int by) const { windows.next(k, by); }
+  __device__ bool exists(Row i, Deep k) const { return windows.exists(i, k); }
   __device__ const T* at(Row i, Deep k) const { return windows.at(i, k); }
-  __device__ const T* base() const { return windows.x; }
 };
 
 // Rows are taps, the depth runs over positions: the images of a weight gradient.
@@ -118,8 +145,8 @@ struct WindowColumns {
   __device__ Row row(int i) const { return windows.tap(i); }
   __device__ Deep deep(int k) const { return windows.position(k); }
   __device__ void next(Deep& k, int by) const { windows.next(k, by); }
+  __device__ bool exists(Row i, Deep k) const { return windows.exists(k, i); }
   __device__ const T* at(Row i, Deep k) const { return windows.at(k, i); }
-  __device__ const T* base() const { return windows.x; }
 };
 
 // Filters (K, R, S, C) for the gradient of the input: rows are input channels, the depth runs over (r, s, k), where the
@@ -127,35 +154,39 @@ struct WindowColumns {
 template <typename T>
 struct TurnedFilters {
   static constexpr bool kDeepFast = false;
-  struct Deep {
-    int r, s, k;
+  struct Row {
+    int c, depth;  // depth 0: there is no such channel
   };
-  using Row = int;
+  struct Deep {
+    int offset, s, k;
+    int all;  // the place along the depth
+  };
   const T* weight;
   int K, C, R, S, filter_width;  // R, S: taps of this phase
   int first_r, first_s, step_r, step_s;
   int filter;  // elements of one filter
 
-  __device__ Row row(int c) const { return c; }
+  __device__ Row row(int c) const { return {c, c < C ? R * S * K : 0}; }
   __device__ Deep deep(int i) const {
-    const int place = i / K;
-    return {place / S, place % S, i % K};
+    if (i >= R * S * K) return {0, 0, 0, i};
+    const int place = i / K, r = first_r + place / S * step_r, s = first_s + place % S * step_s;
+    return {i % K * filter + (r * filter_width + s) * C, place % S, i % K, i};
   }
   __device__ void next(Deep& at, int by) const {
+    at.all += by;
     at.k += by;
+    at.offset += by * filter;
     while (at.k >= K) {
       at.k -= K;
+      at.offset += step_s * C - K * filter;
       if (++at.s == S) {
         at.s = 0;
-        ++at.r;
+        at.offset += (step_r * filter_width - S * step_s) * C;
       }
     }
   }
-  __device__ const T* at(Row c, Deep d) const {
-    const int place = (first_r + d.r * step_r) * filter_width + first_s + d.s * step_s;
-    return c < C && d.r < R ? weight + (long long)d.k * filter + place * C + c : nullptr;
-  }
-  __device__ const T* base() const { return weight; }
+  __device__ bool exists(Row c, Deep d) const { return d.all < c.depth; }
+  __device__ const T* at(Row c, Deep d) const { return weight + (c.c + d.offset); }
 };
 
 // One axis of the gradient of the input, for the pixels at first, first + stride, ...: only every step-th tap reaches

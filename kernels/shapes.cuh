@@ -47,4 +47,13 @@ struct Gemm {
 };
 static_assert(sizeof(Gemm) == 6 * 4, "Python passes 6 packed ints");
 
+// The stretch of the depth that split number `split` of `splits` adds: (first tile, tiles).
+struct Stretch {
+  int first, count;
+};
+__device__ inline Stretch stretch(int tiles, int split, int splits) {
+  const int each = ceil_div(tiles, splits), first = split * each;
+  return {first, max(0, min(each, tiles - first))};
+}
+
 }  // namespace dl

@@ -66,15 +66,16 @@ struct Feeder {
       const int line = threadIdx.x / kAcross + t * kLines, chunk = threadIdx.x % kAcross;
       T* const to = tile + place(line, chunk);
       if constexpr (kVector) {
-        const T* const from = operand.at(rows[kDeepFast ? t : 0], deeps[kDeepFast ? 0 : t]);
-        cp_async16(to, from != nullptr ? from : operand.base(), from != nullptr);
+        const auto& row = rows[kDeepFast ? t : 0];
+        const auto& deep = deeps[kDeepFast ? 0 : t];
+        cp_async16(to, operand.at(row, deep), operand.exists(row, deep));
       } else {
 #pragma unroll 1
         for (int e = 0; e < kChunk; ++e) {
           const int along = chunk * kChunk + e;
-          const T* const from = operand.at(operand.row(first_row + (kDeepFast ? line : along)),
-                                           operand.deep(first_deep + (kDeepFast ? along : line)));
-          to[e] = from != nullptr ? *from : from_float<T>(0.0f);
+          const auto row = operand.row(first_row + (kDeepFast ? line : along));
+          const auto deep = operand.deep(first_deep + (kDeepFast ? along : line));
+          to[e] = operand.exists(row, deep) ? *operand.at(row, deep) : from_float<T>(0.0f);
         }
       }
     }

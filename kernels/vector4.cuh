@@ -1,8 +1,32 @@
-// Four neighbouring elements at a time, where they exist and their address allows it.
+// Neighbouring elements read or written at once: as a plan has found that they lie, or where their address allows it.
 #pragma once
 #include "numeric.cuh"
 
 namespace dl {
+
+template <typename T, int V>
+struct alignas(V * sizeof(T)) Vector {
+  T v[V];
+};
+
+// V elements from `p` on, zeros if they do not exist. `p` is a multiple of their size.
+template <int V, typename T>
+__device__ inline void load(const T* p, bool exist, float (&out)[V]) {
+#pragma unroll
+  for (int i = 0; i < V; ++i) out[i] = 0.0f;
+  if (!exist) return;
+  const Vector<T, V> vector = *reinterpret_cast<const Vector<T, V>*>(p);
+#pragma unroll
+  for (int i = 0; i < V; ++i) out[i] = to_float(vector.v[i]);
+}
+
+template <int V, typename T>
+__device__ inline void store(T* p, const float* in) {
+  Vector<T, V> vector;
+#pragma unroll
+  for (int i = 0; i < V; ++i) vector.v[i] = from_float<T>(in[i]);
+  *reinterpret_cast<Vector<T, V>*>(p) = vector;
+}
 
 // Whether 4 elements from `p` on can be read or written at once.
 template <typename T>
@@ -10,37 +34,11 @@ __device__ inline bool aligned4(const T* p) {
   return (unsigned long long)p % (4 * sizeof(T)) == 0;
 }
 
-struct alignas(8) Half4 {
-  __half v[4];
-};
-struct alignas(8) Bfloat4 {
-  __nv_bfloat16 v[4];
-};
-template <typename T>
-struct Vector4;
-template <>
-struct Vector4<float> {
-  using type = float4;
-};
-template <>
-struct Vector4<__half> {
-  using type = Half4;
-};
-template <>
-struct Vector4<__nv_bfloat16> {
-  using type = Bfloat4;
-};
-
 // Four neighbouring elements of a row, of which `valid` exist; the others read as zero.
 template <typename T>
 __device__ inline void load4(const T* p, int valid, float (&out)[4]) {
-  using V = typename Vector4<T>::type;
-  static_assert(sizeof(V) == 4 * sizeof(T), "one vector load reads exactly four elements");
   if (valid >= 4 && aligned4(p)) {
-    const V vector = *reinterpret_cast<const V*>(p);
-    const T* values = reinterpret_cast<const T*>(&vector);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = to_float(values[i]);
+    load<4>(p, true, out);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) out[i] = i < valid ? to_float(p[i]) : 0.0f;
@@ -49,13 +47,8 @@ __device__ inline void load4(const T* p, int valid, float (&out)[4]) {
 
 template <typename T>
 __device__ inline void store4(T* p, int valid, const float (&in)[4]) {
-  using V = typename Vector4<T>::type;
   if (valid >= 4 && aligned4(p)) {
-    V vector;
-    T* values = reinterpret_cast<T*>(&vector);
-#pragma unroll
-    for (int i = 0; i < 4; ++i) values[i] = from_float<T>(in[i]);
-    *reinterpret_cast<V*>(p) = vector;
+    store<4>(p, in);
   } else {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

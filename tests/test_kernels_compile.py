@@ -6,6 +6,7 @@ import pytest
 
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, Compiled, compile_family
+from dlgpu.backends.kernels.occupancy import occupancy
 from dlgpu.errors import UnknownName
 
 
@@ -26,9 +27,9 @@ def test_no_warning_no_spill_no_local_memory(compiled: Compiled) -> None:
     assert offenders == {}
 
 
-def test_block_fits_the_register_file_and_shared_memory(compiled: Compiled) -> None:
-    # 256 threads per block: at least one block per SM must fit into 65,536 registers and 48 KiB of static shared memory
-    assert all(r.registers * 256 <= 65_536 and r.shared_bytes <= 48 * 1024 for r in compiled.resources.values())
+def test_block_fits_the_register_file_and_shared_memory(compiled: Compiled, arch: str) -> None:
+    # At least one block per SM, within the 48 KiB of static shared memory.
+    assert all(occupancy(arch, r) > 0 and r.shared_bytes <= 48 * 1024 for r in compiled.resources.values())
 
 
 def test_every_instantiation_is_there(compiled: Compiled) -> None:

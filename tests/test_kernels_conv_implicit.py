@@ -18,6 +18,7 @@ from dlgpu.backends.shapes import Conv2d
 
 # dtype, precision, what rounding a factor loses, relatively
 KINDS = {
+    "float32": (np.float32, "float32", 0.0),
     "float16": (np.float16, "float32", 0.0),
     "bfloat16": (ml_dtypes.bfloat16, "float32", 0.0),
     "tf32": (np.float32, "tf32", 2.0**-11),
@@ -51,6 +52,9 @@ GEOMETRIES = [
     ((1, 6, 7, 7), 6, 3, 2, 1, 1, 6),
     ((1, 8, 5, 5), 8, 5, 1, 4, 1, 1),
     ((0, 8, 5, 5), 8, 3, 1, 1, 1, 1),
+    ((2, 4, 9, 8), 12, 3, 1, 1, 1, 1),  # vectors of four, of channels fewer than a step of the depth
+    ((1, 24, 7, 6), 36, (2, 3), 2, ((0, 1), (2, 0)), (2, 1), 3),
+    ((2, 4, 3, 3), 4, 3, 1, 6, 1, 1),  # windows that see nothing but padding
 ]
 
 
@@ -122,11 +126,12 @@ def test_fused_epilogues(kernels: Any, kind: str, channels: tuple[int, int], siz
         assert memory_format.of(mine) == "channels_last"
 
 
-def test_pooled_ties_and_nan(kernels: Any) -> None:  # noqa: F811
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_pooled_ties_and_nan(kernels: Any, dtype: Any) -> None:  # noqa: F811
     """The first maximum wins, the first NaN wins over everything, as in max_pool2d."""
-    x = np.zeros((1, 8, 4, 6), np.float16)
+    x = np.zeros((1, 8, 4, 6), dtype)
     x[0, 0] = [[1, 1, 2, np.nan, 0, 0], [1, 1, np.nan, 3, 0, 5], [-1, -2, 4, 4, np.inf, 1], [-3, -4, 1, 4, 1, np.inf]]
-    w = np.zeros((8, 8, 1, 1), np.float16)
+    w = np.zeros((8, 8, 1, 1), dtype)
     w[0, 0] = 1
     y, argmax = kernels.conv2d_relu_max_pool2d(x, w, algorithm="implicit_gemm")
     # Other channels of x are 0: 0 * weight 0 adds nothing, but inf * 0 and NaN * 0 would; filter 0 sees x[0, 0] only.
@@ -135,11 +140,12 @@ def test_pooled_ties_and_nan(kernels: Any) -> None:  # noqa: F811
     np.testing.assert_array_equal(argmax[:, :1], expected[1])
 
 
-def test_padding_is_zero_whatever_lies_beside_it(kernels: Any) -> None:  # noqa: F811
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, dtype: Any) -> None:  # noqa: F811
     """A NaN reaches exactly the outputs whose windows hold it, also across rows and images."""
-    x = np.ones((2, 8, 5, 6), np.float16)
+    x = np.ones((2, 8, 5, 6), dtype)
     x[0, 0, 4, 5] = np.nan  # the last pixel: in memory the next image follows
-    w = np.ones((8, 8, 3, 3), np.float16)
+    w = np.ones((8, 8, 3, 3), dtype)
     got = np.isnan(kernels.conv2d(x, w, padding=1, algorithm="implicit_gemm"))
     expected = np.zeros_like(got)
     expected[0, :, 3:5, 4:6] = True
@@ -148,44 +154,60 @@ def test_padding_is_zero_whatever_lies_beside_it(kernels: Any) -> None:  # noqa:
     np.testing.assert_array_equal(np.isnan(dx), expected)
 
 
-def test_large_tiles(kernels: Any) -> None:  # noqa: F811
-    """Enough work for the 128 x 128 tiles."""
-    x, w = values(1, (9, 8, 43, 44), np.float16, "channels_last"), values(2, (136, 8, 1, 1), np.float16)
+@pytest.mark.parametrize(("dtype", "name", "terms"), [(np.float32, "float", 0), (np.float16, "__half", 1)])
+def test_large_tiles(kernels: Any, dtype: Any, name: str, terms: int) -> None:  # noqa: F811
+    """Enough work for the 128 x 128 tiles, in all three products."""
+    x, w = values(1, (9, 72, 43, 44), dtype, "channels_last"), values(2, (136, 72, 1, 1), dtype)
     g = Conv2d.of("conv2d", x.shape, w.shape, None, 1, 0, 1, 1)
-    assert "128, 128" in conv_implicit.forward_plan(g, "__half", 1, relu=False, pooled=False, aligned=True).kernel
+    plans = [
+        conv_implicit.forward_plan(g, name, terms, relu=False, pooled=False, aligned=True),
+        conv_implicit.grad_input_plan(g, name, terms, aligned=True),
+        conv_implicit.grad_weight_plan(g, name, terms, aligned=True)[0],
+    ]
+    assert all("128, 128" in plan.kernel for plan in plans)
+    fast: dict[str, Any] = dict(algorithm="implicit_gemm")
     truth, size = (reference.conv2d(*wide(*a)) for a in ((x, w), (abs(x), abs(w))))
-    check(kernels.conv2d(x, w, algorithm="implicit_gemm"), truth, size, 8, 0.0)
+    check(kernels.conv2d(x, w, **fast), truth, size, 72, 0.0)
+    dy = values(3, truth.shape, dtype, "channels_last")
+    truth, size = (reference.conv2d_grad_input(*wide(*a), input_shape=x.shape) for a in ((dy, w), (abs(dy), abs(w))))
+    check(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **fast), truth, size, 136, 0.0)
+    dw, db = kernels.conv2d_grad_weight_bias(dy, x, weight_shape=w.shape, **fast)
+    truth, size = (reference.conv2d_grad_weight(*wide(*a), weight_shape=w.shape) for a in ((dy, x), (abs(dy), abs(x))))
+    check(dw, truth, size, 9 * 43 * 44, 0.0)
+    check(db, *(reference.grad_bias(a.astype(np.float64)) for a in (dy, abs(dy))), 9 * 43 * 44, 0.0)
 
 
-def test_weight_gradients_are_the_same_every_time(kernels: Any) -> None:  # noqa: F811
-    x, dy = values(1, (8, 8, 20, 20), np.float16), values(2, (8, 16, 20, 20), np.float16)
+@pytest.mark.parametrize(("dtype", "name", "terms"), [(np.float32, "float", 0), (np.float16, "__half", 1)])
+def test_weight_gradients_are_the_same_every_time(kernels: Any, dtype: Any, name: str, terms: int) -> None:  # noqa: F811
+    x, dy = values(1, (8, 8, 20, 20), dtype), values(2, (8, 16, 20, 20), dtype)
     how: dict[str, Any] = dict(weight_shape=(16, 8, 3, 3), padding=1, algorithm="implicit_gemm")
     g = Conv2d.of("conv2d", x.shape, (16, 8, 3, 3), None, 1, 1, 1, 1)
-    assert conv_implicit.grad_weight_plan(g, "__half", 1, aligned=True)[1] > 1  # in parts
+    assert conv_implicit.grad_weight_plan(g, name, terms, aligned=True)[1] > 1  # in parts
     first = kernels.conv2d_grad_weight_bias(dy, x, **how)
     for _ in range(2):
         for mine, again in zip(first, kernels.conv2d_grad_weight_bias(dy, x, **how), strict=True):
             np.testing.assert_array_equal(mine, again)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @given(data=st.data())
 @settings(max_examples=30, deadline=None)
-def test_random_geometry(kernels: Any, data: st.DataObject) -> None:  # noqa: F811
+def test_random_geometry(kernels: Any, dtype: Any, data: st.DataObject) -> None:  # noqa: F811
     def draw(low: int, high: int) -> int:
         return data.draw(st.integers(low, high))
 
-    groups, unit = draw(1, 2), data.draw(st.sampled_from([1, 8]))
+    groups, unit = draw(1, 2), data.draw(st.sampled_from([1, 4, 8]))
     kernel, stride, dilation = [(draw(1, top), draw(1, top)) for top in (4, 3, 2)]
     reach = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
     padding = tuple((draw(0, r), draw(0, r)) for r in reach)
     channels, out = groups * unit * draw(1, 3), groups * unit * draw(1, 3)
     shape = draw(1, 2), channels, draw(reach[0], reach[0] + 7), draw(reach[1], reach[1] + 7)
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
-    x, w = values(1, shape, np.float16), values(2, (out, channels // groups, *kernel), np.float16)
+    x, w = values(1, shape, dtype), values(2, (out, channels // groups, *kernel), dtype)
     y, size = (reference.conv2d(*wide(*a), **how) for a in ((x, w), (abs(x), abs(w))))
     fast: dict[str, Any] = dict(how, algorithm="implicit_gemm")
     check(kernels.conv2d(x, w, **fast), y, size, w[0].size, 0.0)
-    dy = values(3, y.shape, np.float16)
+    dy = values(3, y.shape, dtype)
     truth, size = (
         reference.conv2d_grad_input(*wide(*a), input_shape=shape, **how) for a in ((dy, w), (abs(dy), abs(w)))
     )

@@ -1,4 +1,5 @@
-"""Products on tensor cores: half, bfloat16, tf32 and three-term tf32, against float64, at the edges of every tile."""
+"""Products against float64, at the edges of every tile: strict float32, and half, bfloat16, tf32 and three-term tf32 on
+tensor cores."""
 
 from __future__ import annotations
 
@@ -12,15 +13,16 @@ from hypothesis import strategies as st
 from test_kernels import kernels, values  # noqa: F401  # a fixture
 
 from dlgpu.backends import precision
-from dlgpu.backends.kernels import KernelBackend, gemm
+from dlgpu.backends.kernels import KernelBackend, gemm, tiles
 from dlgpu.backends.kernels.plan import MOST_YZ
 from dlgpu.backends.launchers.host import HostLauncher
 from dlgpu.backends.shapes import Gemm
 from dlgpu.errors import ShapeError
 
 HALVES = (np.float16, ml_dtypes.bfloat16)
-# dtype and precision of every kind of tensor-core product; what rounding a factor loses, relatively, at most
+# dtype and precision of every kind of product; what rounding a factor loses, relatively, at most
 KINDS = {
+    "float32": (np.float32, "float32", 0.0),
     "float16": (np.float16, "float32", 0.0),
     "bfloat16": (ml_dtypes.bfloat16, "float32", 0.0),
     "tf32": (np.float32, "tf32", 2.0**-11),
@@ -46,12 +48,15 @@ def check_product(
     assert (np.abs(got.astype(np.float64) - truth) <= bound).all(), (np.abs(got - truth) / bound).max()
 
 
-# Around 64 and 128, and around the tile depths of 16 floats and 32 halves; multiples of 8 take the vector copies.
+# Around 64 and 128, and around the tile depths of 8 and 16 floats and 32 halves; multiples of 8 (of 4 for float32) take
+# the vector copies.
 SIZES = [(1, 1, 1), (8, 8, 8), (63, 65, 15), (64, 64, 32), (65, 72, 33), (72, 56, 40), (128, 136, 64), (16, 200, 31)]
+SIZES += [(4, 4, 4), (60, 68, 12)]
+TRANSPOSES = [(False, False), (False, True), (True, False), (True, True)]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("transpose_a", "transpose_b"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
 @pytest.mark.parametrize(("m", "n", "k"), SIZES)
 def test_gemm(kernels: Any, kind: str, transpose_a: bool, transpose_b: bool, m: int, n: int, k: int) -> None:  # noqa: F811
     dtype, chosen, loss = KINDS[kind]
@@ -71,8 +76,11 @@ def test_large_tiles(kernels: Any, kind: str) -> None:  # noqa: F811
     dtype, chosen, loss = KINDS[kind]
     a, b = values(5, (34, 136, 72), dtype), values(6, (34, 72, 200), dtype)
     with precision.use(chosen):
-        check_product(kernels.batched_gemm(a, b), a, b, loss=loss)
-        check_product(kernels.batched_gemm(a, b.swapaxes(1, 2), transpose_b=True), a, b, loss=loss)
+        for transpose_a, transpose_b in TRANSPOSES:
+            left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
+            check_product(
+                kernels.batched_gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b), a, b, loss=loss
+            )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -112,23 +120,26 @@ def test_nan_and_infinity_pass(kernels: Any) -> None:  # noqa: F811
         assert np.isfinite(np.delete(got, [3, 5], 0)).all(), kind
 
 
-def test_misaligned_arrays_are_copied_element_by_element(kernels: Any) -> None:  # noqa: F811
-    flat = values(11, (64 * 64 + 1,), np.float16)
-    b = values(12, (64, 64), np.float16)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_misaligned_arrays_are_copied_element_by_element(kernels: Any, dtype: Any) -> None:  # noqa: F811
+    flat = values(11, (64 * 64 + 1,), dtype)
+    b = values(12, (64, 64), dtype)
     a = flat[1:].reshape(64, 64)
     check_product(kernels.backend.gemm(a, b) if kernels.backend.name == "host" else kernels.gemm(a, b), a, b)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
 @given(
     sizes=st.tuples(st.integers(1, 150), st.integers(1, 150), st.integers(1, 200)),
     whole=st.booleans(),
     batch=st.integers(1, 3),
-    transposed=st.sampled_from([(False, False), (False, True), (True, False), (True, True)]),
+    transposed=st.sampled_from(TRANSPOSES),
     seed=st.integers(0, 9),
 )
 @settings(max_examples=25, deadline=None)
 def test_random_sizes(
     kernels: Any,  # noqa: F811
+    dtype: Any,
     sizes: tuple[int, int, int],
     whole: bool,
     batch: int,
@@ -136,8 +147,8 @@ def test_random_sizes(
     seed: int,
 ) -> None:
     m, n, k = (-(-size // 8) * 8 for size in sizes) if whole else sizes
-    a = values(seed, (batch, k, m) if transposed[0] else (batch, m, k), np.float16)
-    b = values(10, (batch, n, k) if transposed[1] else (batch, k, n), np.float16)
+    a = values(seed, (batch, k, m) if transposed[0] else (batch, m, k), dtype)
+    b = values(10, (batch, n, k) if transposed[1] else (batch, k, n), dtype)
     got = kernels.batched_gemm(a, b, transpose_a=transposed[0], transpose_b=transposed[1])
     check_product(got, a.swapaxes(1, 2) if transposed[0] else a, b.swapaxes(1, 2) if transposed[1] else b)
 
@@ -167,7 +178,7 @@ def test_tensor_cores_where_the_device_has_them(dtype: str, chosen: Any, capabil
 @pytest.mark.parametrize("n", [1, 64, 65, 128, 129, 4096])
 @pytest.mark.parametrize("k", [1, 32, 33, 9216])
 def test_tiles_cover_output_and_depth(m: int, n: int, k: int) -> None:
-    chosen = gemm.tensor_plan("gemm", Gemm(3, m, n, k), "__half", False, True)
+    chosen = gemm.plan("gemm", Gemm(3, m, n, k), "__half", False, True, terms=1)
     edge = int(chosen.product.kernel.split(", ")[3])
     x, y, z = chosen.product.grid
     assert x * edge >= n > (x - 1) * edge
@@ -175,21 +186,21 @@ def test_tiles_cover_output_and_depth(m: int, n: int, k: int) -> None:
     splits = z // 3
     assert z % 3 == 0
     assert chosen.slabs == (splits * 3 * m * n if splits > 1 else 0)
-    assert chosen.slabs * 4 <= gemm.SLAB_BYTES
-    assert splits == 1 or -(-k * 2 // gemm.TILE_BYTES) >= splits * gemm.LEAST_TILES
+    assert chosen.slabs * 4 <= tiles.SLAB_BYTES
+    assert splits == 1 or k * 2 >= splits * tiles.LEAST_DEPTH_BYTES
     assert (chosen.sum is None) == (splits == 1)
 
 
 def test_what_decides_the_tensor_kernel() -> None:
     def kernel(*sizes: int, **how: Any) -> str:
-        return gemm.tensor_plan("gemm", Gemm(*sizes), "__half", False, False, **how).product.kernel
+        return gemm.plan("gemm", Gemm(*sizes), "__half", False, False, terms=1, **how).product.kernel
 
     assert kernel(1, 4096, 4096, 64) == "dl::gemm_tc<__half, false, false, 128, 128, true, 1>"
     assert kernel(1, 512, 512, 64) == "dl::gemm_tc<__half, false, false, 64, 64, true, 1>"
     assert kernel(1, 4096, 4096, 60) == "dl::gemm_tc<__half, false, false, 64, 64, false, 1>"
     assert kernel(1, 4096, 4096, 64, aligned=False) == "dl::gemm_tc<__half, false, false, 64, 64, false, 1>"
-    assert gemm.tensor_plan("gemm", Gemm(1, 64, 64, 65536), "__half", False, False).product.grid[2] > 100
-    with pytest.raises(ShapeError, match="matrices in a batch"):
+    assert gemm.plan("gemm", Gemm(1, 64, 64, 65536), "__half", False, False, terms=1).product.grid[2] > 100
+    with pytest.raises(ShapeError, match="a launch makes at most"):
         kernel(MOST_YZ + 1, 8, 8, 8)
 
 
@@ -197,7 +208,7 @@ def test_what_decides_the_tensor_kernel() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("transpose_a", "transpose_b"), [(False, False), (False, True), (True, False)])
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), TRANSPOSES)
 @pytest.mark.parametrize("batch", [1, 40])
 def test_no_bank_conflicts(kind: str, transpose_a: bool, transpose_b: bool, batch: int) -> None:
     """Copies and fragments touch every bank once (one tile is 64 wide, with a large batch 128)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -57,23 +59,50 @@ def test_too_many_elements() -> None:
 @pytest.mark.parametrize("m", EDGES)
 @pytest.mark.parametrize("n", EDGES)
 def test_gemm_tiles_cover_the_output(m: int, n: int) -> None:
-    plan = gemm.plan("gemm", Gemm(3, m, n, 17), "float", False, True, 1.0, 0.0)
-    tile = next(t for t in gemm.TILES if ", ".join(map(str, t)) in plan.kernel)
-    assert plan.grid[0] * tile[1] >= n > (plan.grid[0] - 1) * tile[1]
-    assert plan.grid[1] * tile[0] >= m > (plan.grid[1] - 1) * tile[0]
+    plan = gemm.plan("gemm", Gemm(3, m, n, 17), "float", False, True).product
+    edge = int(plan.kernel.split(", ")[3])
+    assert plan.grid[0] * edge >= n > (plan.grid[0] - 1) * edge
+    assert plan.grid[1] * edge >= m > (plan.grid[1] - 1) * edge
     assert plan.grid[2] == 3
+    assert plan.block == (edge * edge // 64, 1, 1)
     assert plan.kernel in sources.families()["gemm"]
 
 
-def test_gemm_takes_large_tiles_only_where_they_fill_the_gpu() -> None:
-    assert "128, 128, 8" in gemm.plan("gemm", Gemm(1, 4096, 4096, 64), "float", False, False, 1.0, 0.0).kernel
-    assert "64, 64, 16" in gemm.plan("gemm", Gemm(1, 512, 512, 64), "float", False, False, 1.0, 0.0).kernel
+def test_what_decides_the_simt_kernel() -> None:
+    def kernel(*sizes: int, dtype: str = "float", flags: tuple[bool, bool] = (False, False), **how: Any) -> str:
+        return gemm.plan("gemm", Gemm(*sizes), dtype, *flags, **how).product.kernel
+
+    assert kernel(1, 4096, 4096, 64) == "dl::gemm_simt<float, false, false, 128, 128, 4>"
+    assert kernel(1, 512, 512, 64) == "dl::gemm_simt<float, false, false, 64, 64, 4>"
+    assert kernel(1, 4096, 64, 64) == "dl::gemm_simt<float, false, false, 64, 64, 4>"
+    assert kernel(1, 4096, 4096, 64, aligned=False) == "dl::gemm_simt<float, false, false, 64, 64, 1>"
+    for flags, odd in (
+        ((False, False), (1, 64, 64, 66)),
+        ((False, False), (1, 64, 66, 64)),
+        ((True, True), (1, 66, 64, 64)),
+    ):
+        assert kernel(*odd, flags=flags).endswith(" 1>"), odd
+    assert kernel(1, 66, 64, 64) == "dl::gemm_simt<float, false, false, 64, 64, 4>"  # rows of a are not contiguous
+    assert kernel(1, 64, 64, 64, dtype="__nv_bfloat16") == "dl::gemm_simt<__nv_bfloat16, false, false, 64, 64, 1>"
 
 
-def test_gemm_batches_beyond_the_grid_limit_go_round() -> None:
-    assert gemm.plan("gemm", Gemm(70_000, 8, 8, 8), "float", False, False, 1.0, 0.0).grid[2] == MOST_YZ
-    with pytest.raises(ShapeError, match="at most"):
-        gemm.plan("gemm", Gemm(1, MOST_YZ * 128 + 1, 1, 8), "float", False, False, 1.0, 0.0)
+def test_long_products_are_split() -> None:
+    g = Gemm(1, 64, 64, 65_536)
+    chosen = gemm.plan("gemm", g, "float", True, False)
+    splits = chosen.product.grid[2]
+    assert splits > 100
+    assert chosen.slabs == splits * 64 * 64
+    assert chosen.sum is not None
+    assert gemm.plan("gemm", Gemm(1, 64, 64, 128), "float", True, False).sum is None
+
+
+def test_gemm_beyond_the_grid_limits() -> None:
+    for sizes in ((1, MOST_YZ * 64 + 1, 1, 8), (MOST_YZ + 1, 8, 8, 8)):
+        with pytest.raises(ShapeError, match="a launch makes at most"):
+            gemm.plan("gemm", Gemm(*sizes), "float", False, False)
+    ops = Recorder()
+    assert ops.batched_gemm(ops.xp.empty((70_000, 8, 8)), ops.xp.empty((70_000, 8, 8))).shape == (70_000, 8, 8)
+    assert [plan.grid[2] for plan in ops.plans] == [MOST_YZ, 70_000 - MOST_YZ]
 
 
 def test_plans_print_themselves() -> None:

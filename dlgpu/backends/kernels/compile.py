@@ -1,12 +1,13 @@
 """Compile a kernel family with NVRTC, from pip wheels alone: no nvcc, no GPU, no driver.
 
 It serves the CuPy launcher for targets that CuPy cannot name (`sm_90a`), the tests, which compile every instantiation
-for every architecture, and the table of registers in docs/kernels.md.
+for every architecture, and the table of registers and occupancy in docs/kernels.md.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +30,7 @@ class Resources:
     stack_bytes: int
     spill_bytes: int
     shared_bytes: int
+    threads: int  # per block, the most it may be launched with
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def compile_family(family: str, arch: str) -> Compiled:
         }
     finally:
         call(nvrtc.nvrtcDestroyProgram, program)
-    return Compiled(cubin, names, _resources(text, names), "\n".join(re.findall(r".*warning.*", text)))
+    return Compiled(cubin, names, _resources(text, cubin, names), "\n".join(re.findall(r".*warning.*", text)))
 
 
-def _resources(log: str, names: dict[str, str]) -> dict[str, Resources]:
-    """Read ptxas's report: for each function a line of stack and spills, then one of registers."""
+def _resources(log: str, cubin: bytes, names: dict[str, str]) -> dict[str, Resources]:
+    """Read ptxas's report: for each function a line of stack and spills, then one of registers. Threads: the cubin."""
+    threads = _most_threads(cubin)
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -101,8 +104,33 @@ def _resources(log: str, names: dict[str, str]) -> dict[str, Resources]:
             int(match["stack"]),
             int(match["stores"]) + int(match["loads"]),
             int(shared[1]) if shared else 0,
+            threads[match["name"]],
         )
     return {name: found[mangled] for name, mangled in names.items()}
+
+
+def _most_threads(cubin: bytes) -> dict[str, int]:
+    """Mangled name -> `__launch_bounds__`, from the .nv.info sections of the ELF file."""
+    table, size, count, strings = *struct.unpack_from("<Q", cubin, 0x28), *struct.unpack_from("<3H", cubin, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, .., offset, bytes
+    found = {}
+    for name, _, _, _, at, length in headers:
+        start = headers[strings][4] + name
+        section = cubin[start : cubin.index(b"\0", start)].decode()
+        if not section.startswith(".nv.info."):
+            continue
+        end = at + length
+        while at < end:  # attributes: kind of value, which, and two bytes: the value, or the size of what follows
+            kind, attribute, value = struct.unpack_from("<BBH", cubin, at)
+            if (kind, attribute) == _MAX_THREADS:
+                x, y, z = struct.unpack_from("<3I", cubin, at + 4)
+                found[section.removeprefix(".nv.info.")] = x * y * z
+            at += 4 + (value if kind == _SIZED else 0)
+    return found
+
+
+_SIZED = 4
+_MAX_THREADS = (_SIZED, 5)
 
 
 def _nvrtc() -> Any:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
+from dlgpu.backends.kernels import tiles
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
-from dlgpu.backends.kernels.gemm import CHUNK_BYTES, ITEMSIZE, tensor_terms, tensor_tile
+from dlgpu.backends.kernels.gemm import tensor_terms
 from dlgpu.backends.kernels.geometry import conv
-from dlgpu.backends.kernels.plan import MOST_YZ, Plan, check_count, elementwise
+from dlgpu.backends.kernels.plan import Plan, check_count, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
 from dlgpu.backends.shapes import Conv2d
-from dlgpu.errors import ShapeError
 
 if TYPE_CHECKING:
     from dlgpu.backends.kernels.conv import ConvOps
@@ -25,10 +24,10 @@ def forward_plan(g: Conv2d, dtype: str, terms: int, *, relu: bool, pooled: bool,
     """Rows are output pixels (pooled: whole 2x2 windows only). Arrays: x, weight, residual, bias, y, argmax."""
     rows = g.N * (g.P // 2) * (g.Q // 2) * 4 if pooled else g.N * g.P * g.Q
     filters, depth = g.K // g.G, g.R * g.S * (g.C // g.G)
-    tile = _tile(
-        "conv2d", g, dtype, terms, g.G, rows, filters, depth, aligned and _fits(dtype, g.C // g.G), split=False
-    )
-    return tile.plan("dl::conv2d_tc", conv(g), int(relu))
+    extents = (g.C // g.G,) if terms else (g.C // g.G, filters)  # without tensor cores outputs are vectors too
+    vector = aligned and tiles.fits(dtype, extents)
+    tile = _tile("conv2d", g, dtype, terms, g.G, rows, filters, depth, vector, split=False)
+    return _plan("conv2d", dtype, tile, conv(g), int(relu))
 
 
 def grad_input_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool) -> Plan:
@@ -36,17 +35,17 @@ def grad_input_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool) -> Plan
     phases = g.stride[0] * g.stride[1]
     rows = g.N * -(-g.H // g.stride[0]) * -(-g.W // g.stride[1])
     depth = g.R * g.S * (g.K // g.G) // phases
-    vector = aligned and _fits(dtype, g.K // g.G) and _fits(dtype, g.C // g.G)
+    vector = aligned and tiles.fits(dtype, (g.K // g.G, g.C // g.G))
     tile = _tile("conv2d_grad_input", g, dtype, terms, g.G * phases, rows, g.C // g.G, depth, vector, split=False)
-    return tile.plan("dl::conv2d_grad_input_tc", conv(g))
+    return _plan("conv2d_grad_input", dtype, tile, conv(g))
 
 
 def grad_weight_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool) -> tuple[Plan, int]:
     """-> (plan, parts of the depth, which runs over output pixels). Arrays: dy, x, slabs, bias slabs or None."""
     rows, weights, depth = g.K // g.G, g.R * g.S * (g.C // g.G), g.N * g.P * g.Q
-    vector = aligned and _fits(dtype, g.K // g.G) and _fits(dtype, g.C // g.G)
+    vector = aligned and tiles.fits(dtype, (g.K // g.G, g.C // g.G))
     tile = _tile("conv2d_grad_weight", g, dtype, terms, g.G, rows, weights, depth, vector, split=True)
-    return tile.plan("dl::conv2d_grad_weight_tc", conv(g), tile.splits), tile.splits
+    return _plan("conv2d_grad_weight", dtype, tile, conv(g), tile.splits), tile.splits
 
 
 def sum_plan(count: int, dtype: str, splits: int) -> Plan:
@@ -55,15 +54,9 @@ def sum_plan(count: int, dtype: str, splits: int) -> Plan:
     return elementwise("conv2d_grad_weight", f"dl::add_slabs<{dtype}>", count, sizes, 1.0, 0.0, 0, 1, splits, count)
 
 
-@dataclass(frozen=True)
-class _Tile:
-    grid: tuple[int, int, int]
-    types: str
-    splits: int
-    why: str
-
-    def plan(self, kernel: str, *args: object) -> Plan:
-        return Plan(f"{kernel}<{self.types}>", self.grid, (256, 1, 1), args, why=self.why)
+def _plan(op: str, dtype: str, tile: tiles.Tile, *args: object) -> Plan:
+    kernel = f"dl::{op}{tile.kernels}<{dtype}, {tile.types}>"
+    return Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why)
 
 
 def _tile(
@@ -78,29 +71,18 @@ def _tile(
     vector: bool,
     *,
     split: bool,
-) -> _Tile:
+) -> tiles.Tile:
     for count in (g.N * g.C * g.H * g.W, g.N * g.K * g.P * g.Q, g.K * (g.C // g.G) * g.R * g.S):
         check_count(op, count)
-    edge, splits = tensor_tile(batches, rows, columns, depth * ITEMSIZE[dtype] if split else 0, vector)
-    down = -(-rows // edge)
-    if down > MOST_YZ or batches * splits > MOST_YZ:
-        raise ShapeError(f"[{op}] at most {MOST_YZ * edge} rows and {MOST_YZ} groups; got {rows} and {batches}")
-    grid = (-(-columns // edge), down, batches * splits)
-    why = f"{batches} x {rows}x{columns}x{depth}, tiles {edge}x{edge}"
-    why += (f", depth in {splits}" if splits > 1 else "") + ("" if vector else ", element by element")
-    return _Tile(grid, f"{dtype}, {edge}, {edge}, {str(vector).lower()}, {terms}", splits, why)
-
-
-def _fits(dtype: str, channels: int) -> bool:
-    return channels % (CHUNK_BYTES // ITEMSIZE[dtype]) == 0
+    return tiles.choose(op, dtype, batches, rows, columns, depth, vector=vector, terms=terms, split=split)
 
 
 class ImplicitGemm(ConvAlgorithm):
     """`algorithm="implicit_gemm"`."""
 
     def unsupported(self, op: str, g: Conv2d, dtype: np.dtype, capability: int) -> str | None:
-        if not tensor_terms(storage(op, dtype), False, False, capability):
-            return f"{dtype} products on sm_{capability} have no tensor cores in this precision; got it asked for"
+        if dtype != np.float32 and not tensor_terms(storage(op, dtype), False, False, capability):
+            return f"{dtype} products need tensor cores that multiply it; got sm_{capability}"
         return None
 
     def forward(
@@ -117,7 +99,7 @@ class ImplicitGemm(ConvAlgorithm):
         residual = None if residual is None else ops.dense(residual, "channels_last")
         y = memory_format.empty(ops.xp, g.output_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
-        aligned = ops.aligned(x, weight)
+        aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
         plan = forward_plan(g, dtype, terms, relu=activation == "relu", pooled=False, aligned=aligned)
         ops.run(plan, x, weight, residual, bias, y, None)
         return y

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dlgpu.backends import precision
 from dlgpu.backends.contract import Array, Epilogue, check_epilogue
+from dlgpu.backends.kernels import tiles
 from dlgpu.backends.kernels.launching import Launching
 from dlgpu.backends.kernels.plan import MOST_YZ, Plan, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
 from dlgpu.backends.shapes import Gemm, Linear, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError
-
-# (BM, BN, BK, TM, TN) of kernels/gemm.cuh, large first
-TILES = ((128, 128, 8, 8, 8), (64, 64, 16, 4, 4))
-# Blocks from which the large tile fills a GPU; below, smaller tiles give more blocks.
-ENOUGH_BLOCKS = 132
-
-# kernels/tensor_tile.cuh: bytes copied at a time, and bytes of a row in one tile
-CHUNK_BYTES, TILE_BYTES = 16, 64
-LEAST_TILES = 8  # of depth, in each part of a split product
-SLAB_BYTES = 1 << 26  # most workspace for the parts of a split product
-ITEMSIZE = {"float": 4, "__half": 2, "__nv_bfloat16": 2}
+from dlgpu.threads import slices
 
 
 @dataclass(frozen=True)
@@ -46,34 +37,9 @@ class Matrices:
         return Matrices(lda, ldb, g.N, g.M * g.K, g.K * g.N, g.M * g.N)
 
 
-def plan(
-    op: str,
-    g: Gemm,
-    dtype: str,
-    transpose_a: bool,
-    transpose_b: bool,
-    alpha: float = 1.0,
-    beta: float = 1.0,
-    relu: bool = False,
-    matrices: Matrices | None = None,
-) -> Plan:
-    """Without tensor cores: the large tile if its blocks fill the GPU, else the small one.
-
-    Arrays: a, b, c or None, bias or None, out.
-    """
-    tile = next((t for t in TILES if _blocks(g, t) >= ENOUGH_BLOCKS), TILES[-1])
-    BM, BN = tile[:2]
-    types = ", ".join((dtype, *(str(flag).lower() for flag in (transpose_a, transpose_b)), *map(str, tile)))
-    rows = _tile_rows(op, g, BM)
-    grid = (-(-g.N // BN), rows, min(g.B, MOST_YZ))
-    m = matrices or Matrices.dense(g, transpose_a, transpose_b)
-    args = (_sizes(g, m), float(alpha), float(beta), int(relu), g.B, m.stride_a, m.stride_b, m.stride_o)
-    return Plan(f"dl::gemm<{types}>", grid, (256, 1, 1), args, why=f"{g.B} x {g.M}x{g.N}x{g.K}, tiles {BM}x{BN}")
-
-
 @dataclass(frozen=True)
-class TensorPlan:
-    """A product on tensor cores: one launch, or a split one and the sum of its slabs.
+class ProductPlan:
+    """A product: one launch, or a split one and the sum of its slabs.
 
     Arrays of `product`: a, b, c or None, bias or None, out, slabs or None; of `sum`: slabs, c, bias, out.
     """
@@ -83,7 +49,7 @@ class TensorPlan:
     slabs: int  # elements of float32 workspace
 
 
-def tensor_plan(
+def plan(
     op: str,
     g: Gemm,
     dtype: str,
@@ -94,48 +60,28 @@ def tensor_plan(
     beta: float = 1.0,
     relu: bool = False,
     matrices: Matrices | None = None,
-    terms: int = 1,
+    terms: int = 0,
     aligned: bool = True,
-) -> TensorPlan:
-    """Large tiles if they fill the GPU; a long depth is split where the output alone has too few tiles.
-
-    `aligned` says that every matrix begins at a multiple of 16 bytes. `terms` is 3 for "float32x3".
-    """
+) -> ProductPlan:
+    """`aligned` says that every array begins at a multiple of 16 bytes; `terms` is what `tensor_terms` gives."""
     m = matrices or Matrices.dense(g, transpose_a, transpose_b)
-    chunk = CHUNK_BYTES // ITEMSIZE[dtype]
     extents = [g.M if transpose_a else g.K, g.K if transpose_b else g.N, m.lda, m.ldb]
-    if g.B > 1:
-        extents += [m.stride_a, m.stride_b]
-    vector = aligned and all(extent % chunk == 0 for extent in extents)
-    edge, splits = tensor_tile(g.B, g.M, g.N, g.K * ITEMSIZE[dtype], vector)
-    if g.B * splits > MOST_YZ:
-        raise ShapeError(f"[{op}] at most {MOST_YZ} matrices in a batch; got {g.B}")
-    flags = (str(flag).lower() for flag in (transpose_a, transpose_b))
-    types = ", ".join((dtype, *flags, str(edge), str(edge), str(vector).lower(), str(terms)))
-    grid = (-(-g.N // edge), _tile_rows(op, g, edge), g.B * splits)
-    end = (float(alpha), float(beta), int(relu), g.B, splits)
-    args = (_sizes(g, m), *end, m.stride_a, m.stride_b, m.stride_o)
-    why = f"{g.B} x {g.M}x{g.N}x{g.K}, tiles {edge}x{edge}" + (f", depth in {splits}" if splits > 1 else "")
-    product = Plan(f"dl::gemm_tc<{types}>", grid, (256, 1, 1), args, why=why)
-    if splits == 1:
-        return TensorPlan(product, None, 0)
+    extents += [m.stride_a, m.stride_b] if g.B > 1 else []
+    if not terms:  # also the output is written in vectors
+        extents += [g.N, m.ldo] + ([m.stride_o] if g.B > 1 else [])
+    vector = aligned and tiles.fits(dtype, extents)
+    tile = tiles.choose(op, dtype, g.B, g.M, g.N, g.K, vector=vector, terms=terms)
+    flags = ", ".join(str(flag).lower() for flag in (transpose_a, transpose_b))
+    sizes = pack("Gemm", g.M, g.N, g.K, m.lda, m.ldb, m.ldo)
+    end = (float(alpha), float(beta), int(relu), g.B, tile.splits)
+    kernel = f"dl::gemm{tile.kernels}<{dtype}, {flags}, {tile.types}>"
+    args = (sizes, *end, m.stride_a, m.stride_b, m.stride_o)
+    product = Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why)
+    if tile.splits == 1:
+        return ProductPlan(product, None, 0)
     count = g.B * g.M * g.N
-    total = elementwise(op, f"dl::add_slabs<{dtype}>", count, _sizes(g, m), *end, m.stride_o)
-    return TensorPlan(product, total, splits * count)
-
-
-def tensor_tile(batches: int, rows: int, columns: int, depth_bytes: int, vector: bool) -> tuple[int, int]:
-    """(edge of the square tile, splits of the depth) for products on tensor cores."""
-
-    def blocks(edge: int) -> int:
-        return batches * -(-rows // edge) * -(-columns // edge)
-
-    tiles = -(-depth_bytes // TILE_BYTES)
-    # A block should have enough tiles of depth to hide its start and its epilogue.
-    most = max(1, min(tiles // LEAST_TILES, SLAB_BYTES // max(4, 4 * batches * rows * columns), MOST_YZ // batches))
-    large = vector and rows > 64 and columns > 64 and blocks(128) * most >= ENOUGH_BLOCKS
-    edge = 128 if large else 64
-    return edge, max(1, min(most, ENOUGH_BLOCKS * 2 // max(1, blocks(edge))))
+    total = elementwise(op, f"dl::add_slabs<{dtype}>", count, sizes, *end, m.stride_o)
+    return ProductPlan(product, total, tile.splits * count)
 
 
 def tensor_terms(dtype: str, transpose_a: bool, transpose_b: bool, capability: int) -> int:
@@ -145,21 +91,6 @@ def tensor_terms(dtype: str, transpose_a: bool, transpose_b: bool, capability: i
     if dtype == "float":
         return {"float32": 0, "tf32": 1, "float32x3": 3}[precision.current()] if capability >= 80 else 0
     return int(capability >= (75 if dtype == "__half" else 80))
-
-
-def _sizes(g: Gemm, m: Matrices) -> np.ndarray:
-    return pack("Gemm", g.M, g.N, g.K, m.lda, m.ldb, m.ldo)
-
-
-def _tile_rows(op: str, g: Gemm, edge: int) -> int:
-    rows = -(-g.M // edge)
-    if rows > MOST_YZ:
-        raise ShapeError(f"[{op}] at most {MOST_YZ * edge} rows; got {g.M}")
-    return rows
-
-
-def _blocks(g: Gemm, tile: tuple[int, ...]) -> int:
-    return g.B * -(-g.M // tile[0]) * -(-g.N // tile[1])
 
 
 class GemmOps(Launching):
@@ -220,7 +151,13 @@ class GemmOps(Launching):
             check_shape(op, "bias", bias.shape, (g.N,))
         out = self.xp.empty(shape, a.dtype)
         a, b, c, bias = (None if m is None else self.xp.ascontiguousarray(m) for m in (a, b, c, bias))
-        self.multiply(op, g, a, b, c, bias, out, transpose_a, transpose_b, alpha, beta, activation)
+        how: dict[str, Any] = dict(transpose_a=transpose_a, transpose_b=transpose_b, alpha=alpha, beta=beta)
+        if g.B <= MOST_YZ:
+            self.multiply(op, g, a, b, c, bias, out, **how, activation=activation)
+            return out
+        for part in slices(g.B, MOST_YZ):  # a batch of more matrices than a launch makes
+            some = replace(g, B=len(range(g.B)[part]))
+            self.multiply(op, some, a[part], b[part], None if c is None else c[part], None, out[part], **how)
         return out
 
     def multiply(
@@ -246,10 +183,8 @@ class GemmOps(Launching):
         dtype = storage(op, a.dtype)
         terms = tensor_terms(dtype, transpose_a, transpose_b, self.launcher.capability)
         how: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu", matrices=matrices)
-        if not terms:
-            self.run(plan(op, g, dtype, transpose_a, transpose_b, **how), a, b, c, bias, out)
-            return
-        chosen = tensor_plan(op, g, dtype, transpose_a, transpose_b, **how, terms=terms, aligned=self.aligned(a, b))
+        aligned = self.aligned(a, b, out, *(() if c is None else (c,)))
+        chosen = plan(op, g, dtype, transpose_a, transpose_b, **how, terms=terms, aligned=aligned)
         slabs = self.xp.empty(chosen.slabs, np.float32) if chosen.sum is not None else None
         self.run(chosen.product, a, b, c, bias, out, slabs)
         if chosen.sum is not None:

@@ -1,0 +1,66 @@
+"""What the compiler made of the inner loops: shares and widths counted in the machine code, without a GPU."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import sass
+
+from dlgpu.backends.kernels.compile import compile_family
+from dlgpu.errors import BackendUnavailable
+
+# One of each generation of instruction sets.
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100")
+
+pytestmark = pytest.mark.skipif(
+    sass.disassembler() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm, or the CUDA toolkit"
+)
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def arch(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def gemm(arch: str) -> dict[str, list[str]]:
+    """Instantiation -> its code."""
+    try:
+        compiled = compile_family("gemm", arch)
+    except BackendUnavailable as error:
+        pytest.skip(str(error))
+    code = sass.functions(compiled.cubin)
+    return {name: code[mangled] for name, mangled in compiled.names.items()}
+
+
+def test_loops_are_found() -> None:
+    lines = "MOV R1, R2|L_x_0:|FFMA R0, R1|L_x_1:|@P0 LDS.128 R4, [R2]|FFMA R0|FFMA R3|@!P1 BRA `(.L_x_1)|BRA `(.L_x_0)"
+    assert sass.main_loop(lines.split("|"), "FFMA") == ["LDS.128", "FFMA", "FFMA", "BRA"]
+
+
+def test_float32_products_are_nearly_all_multiply_adds(arch: str, gemm: dict[str, list[str]]) -> None:
+    """At least 85 % of the main loop is FFMA, fed by 128-bit loads from global and from shared memory alone."""
+    kernels = [name for name in gemm if name.startswith("dl::gemm_simt<float") and name.endswith(" 4>")]
+    assert len(kernels) == 8  # two tiles, every transposition
+    for name in kernels:
+        loop = sass.main_loop(gemm[name], "FFMA")
+        count = Counter(loop)
+        assert count["FFMA"] == 2 * 8 * 64, name  # two steps of the depth, 8 x 8 outputs
+        assert count["FFMA"] >= 0.85 * len(loop), (name, count["FFMA"] / len(loop), count)
+        from_global = {op for op in loop if op.startswith(("LDG.", "LDGSTS"))}
+        assert from_global, name
+        assert all(".128" in op for op in from_global), (name, from_global)
+        # Two squares of rows and two of columns at each depth. (ptxas adds 32-bit reads that wait for cp.async.)
+        reads = {op: n for op, n in count.items() if op.startswith("LDS") and ".128" in op}
+        assert sum(reads.values()) == 2 * 8 * 4, (name, reads)
+        assert sum(n for op, n in count.items() if op.startswith("LDS") and ".128" not in op) <= 6, (name, count)
+        assert not any(op.startswith(("LDL", "STL")) for op in loop), name
+
+
+def test_cp_async_where_the_chip_has_it(arch: str, gemm: dict[str, list[str]]) -> None:
+    """Factors that are contiguous along their rows never pass a register."""
+    name = "dl::gemm_simt<float, true, false, 128, 128, 4>"
+    loop = sass.main_loop(gemm[name], "FFMA")
+    assert any(op.startswith("LDGSTS") for op in loop) == (arch != "sm_75")
+    assert any(op.startswith("STS") for op in loop) == (arch == "sm_75")
