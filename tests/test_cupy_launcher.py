@@ -48,7 +48,10 @@ def test_structs_and_null_pointers() -> None:
         (dict(count=2.0), DtypeError, "count must be an integer; got 2.0"),
         (dict(count=-1), ShapeError, "count must fit uint32; got -1"),
         (dict(count=2**40), ShapeError, "count must fit uint32"),
-        (dict(grad=[1.0]), DtypeError, "grad must be a numpy array; got list"),
+        (dict(count=np.int64(-1)), ShapeError, "count must fit uint32; got -1"),
+        (dict(rate="0.5"), DtypeError, "rate must be a number; got '0.5'"),
+        (dict(rate=1e39), ShapeError, r"rate must fit float32; got 1e\+39"),
+        (dict(grad=[1.0]), DtypeError, "grad must be a GPU array or None; got builtins.list"),
     ],
 )
 def test_arguments_that_do_not_fit(changes: dict[str, Any], error: type, words: str) -> None:
@@ -67,22 +70,22 @@ def test_wrong_count_and_wrong_struct() -> None:
 @pytest.mark.parametrize(
     ("capability", "arch"),
     [
-        ("75", "sm_75"),
-        ("80", "sm_80"),
-        ("86", "sm_86"),
-        ("87", "sm_86"),
-        ("89", "sm_89"),
-        ("90", "sm_90a"),
-        ("100", "sm_100"),
+        (75, "sm_75"),
+        (80, "sm_80"),
+        (86, "sm_86"),
+        (87, "sm_86"),
+        (89, "sm_89"),
+        (90, "sm_90a"),
+        (100, "sm_100"),
     ],
 )
-def test_targets(capability: str, arch: str) -> None:
+def test_targets(capability: int, arch: str) -> None:
     assert launcher.architecture(capability) == arch
 
 
 def test_targets_without_kernels() -> None:
     with pytest.raises(BackendUnavailable, match="got sm_61"):
-        launcher.architecture("61")
+        launcher.architecture(61)
 
 
 def test_cubins_are_cached_under_their_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,7 +95,7 @@ def test_cubins_are_cached_under_their_sources(tmp_path: Path, monkeypatch: pyte
     assert set(names) == set(sources.families()["optim"])
     before = path.stat().st_mtime_ns
     assert launcher.cubin("optim", "sm_90a")[0].stat().st_mtime_ns == before
-    monkeypatch.setattr(launcher, "_sources_hash", lambda: "edited")
+    monkeypatch.setattr(sources, "digest", lambda: "edited")
     assert launcher.cubin("optim", "sm_90a")[0] != path
 
 

@@ -60,7 +60,10 @@ class OnDevice:
         return out
 
 
-@pytest.fixture(scope="session", params=["host", pytest.param("cuda:cupy", marks=pytest.mark.gpu)])
+GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda:cupy", "cuda:native")]
+
+
+@pytest.fixture(scope="session", params=["host", *GPU])
 def kernels(request: pytest.FixtureRequest) -> Any:
     """Every way to run the kernels that this machine has."""
     try:

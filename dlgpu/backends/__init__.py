@@ -15,8 +15,9 @@ _DEVICES = {"cpu": "numpy", "cuda": "cuda", "host-kernels": "host"}
 def get(name: str) -> Contract:
     """The backend called `name`: one of `NAMES`, or a device ("cpu", "cuda", "host-kernels").
 
-    "numpy" is the reference. "cuda:cupy" runs the CUDA kernels through CuPy; "cuda" is the best of the cuda backends
-    that are there. "host" runs the same kernels on the CPU, slowly, for tests; it compiles them at first use.
+    "numpy" is the reference. "cuda:cupy" runs the CUDA kernels through CuPy and compiles them at first use;
+    "cuda:native" runs them through the module that nvcc built at installation; "cuda" is native if built, else cupy.
+    "host" runs the same kernels on the CPU, slowly, for tests; it compiles them at first use.
 
     Raises:
         UnknownName: no such backend.
@@ -26,7 +27,7 @@ def get(name: str) -> Contract:
     if name not in NAMES:
         raise UnknownName("backends", "backend", name, (*NAMES, *_DEVICES))
     try:
-        return _make("cuda:cupy" if name == "cuda" else name)
+        return _make(_best_cuda() if name == "cuda" else name)
     except BackendUnavailable as error:
         raise BackendUnavailable(f"[backends] {name!r} is not available: {error}") from error
 
@@ -47,7 +48,16 @@ def _make(name: str) -> Contract:
         from dlgpu.backends.launchers.cupy import CupyLauncher
 
         return KernelBackend("cuda:cupy", "cuda", CupyLauncher())
-    raise BackendUnavailable(f"[{name}] the ahead-of-time module is not part of this version; use 'cuda:cupy'")
+    from dlgpu.backends.launchers.native import NativeLauncher
+
+    return KernelBackend("cuda:native", "cuda", NativeLauncher())
+
+
+@cache
+def _best_cuda() -> str:
+    from dlgpu.backends.launchers import native
+
+    return "cuda:native" if native.built() else "cuda:cupy"
 
 
 def available() -> dict[str, str]:

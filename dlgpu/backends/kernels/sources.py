@@ -6,6 +6,7 @@ declaration in `<family>.cuh` gives its argument types; `struct` definitions giv
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from functools import cache
@@ -44,6 +45,15 @@ def folder() -> Path:
     package = Path(dlgpu.__file__).parent
     installed = package / "kernels"
     return installed if installed.is_dir() else package.parent / "kernels"
+
+
+@cache
+def digest() -> str:
+    """Of every source file: what was compiled from others has another one. CMakeLists.txt computes the same."""
+    hashes = (
+        f"{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n" for path in sorted(folder().glob("*.cu*"))
+    )
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 
 @cache

@@ -1,1 +1,1 @@
-"""Ways to run a kernel of kernels/*.cu: each has `xp`, `launch`, `kernels` and `signature`."""
+"""Ways to run a kernel of kernels/*.cu: each has `xp`, the library of its arrays, and `launch`."""

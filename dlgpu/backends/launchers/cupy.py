@@ -7,8 +7,6 @@ in a cache folder under a hash of every source file.
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,8 @@ import dlgpu
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
 from dlgpu.backends.kernels.plan import Dim3
-from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
+from dlgpu.backends.launchers.gpu import NUMBERS, cupy_with_gpu, current_capability, refuse, refuse_count
+from dlgpu.errors import BackendUnavailable
 from dlgpu.files import atomic_file, cache_folder
 
 
@@ -31,29 +30,16 @@ class CupyLauncher:
     """
 
     def __init__(self) -> None:
-        try:
-            import cupy
-        except ImportError as error:
-            raise BackendUnavailable(
-                f'[cuda:cupy] CuPy is missing; got {error}: pip install "dlgpu[cuda12]" (or [cuda13])'
-            ) from error
-        try:
-            count = cupy.cuda.runtime.getDeviceCount()
-        except cupy.cuda.runtime.CUDARuntimeError as error:
-            raise BackendUnavailable(f"[cuda:cupy] there must be an NVIDIA GPU and its driver; got {error}") from error
-        if not count:
-            raise BackendUnavailable("[cuda:cupy] there must be an NVIDIA GPU; got none")
-        self.xp = cupy
+        self.xp = cupy_with_gpu("cuda:cupy")
         self._functions: dict[tuple[str, str], Any] = {}
 
     @property
     def capability(self) -> int:
-        """Of the current device: 90 for an H100."""
-        return int(self.xp.cuda.Device().compute_capability)
+        return current_capability(self.xp)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""
-        arch = architecture(self.xp.cuda.Device().compute_capability)
+        arch = architecture(self.capability)
         function = self._functions.get((kernel, arch))
         if function is None:
             self._load(sources.family_of(kernel), arch)
@@ -67,19 +53,18 @@ class CupyLauncher:
             self._functions[kernel, arch] = module.get_function(mangled)
 
 
-def architecture(capability: str) -> str:
-    """A device's capability ("90", "86", ...) -> the entry of `ARCHITECTURES` to compile for.
+def architecture(capability: int) -> str:
+    """A device's capability (90, 86, ...) -> the entry of `ARCHITECTURES` to compile for.
 
     The device's own, with its specific features where there is such an entry; else the newest of the same generation,
     which runs on it.
     """
-    own = int(capability)
-    if f"sm_{own}a" in ARCHITECTURES:
-        return f"sm_{own}a"
+    if f"sm_{capability}a" in ARCHITECTURES:
+        return f"sm_{capability}a"
     known = [int(arch[3:]) for arch in ARCHITECTURES if arch[3:].isdigit()]
-    fits = [arch for arch in known if arch // 10 == own // 10 and arch <= own]
+    fits = [arch for arch in known if arch // 10 == capability // 10 and arch <= capability]
     if not fits:
-        raise BackendUnavailable(f"[cuda:cupy] kernels are compiled for {', '.join(ARCHITECTURES)}; got sm_{own}")
+        raise BackendUnavailable(f"[cuda:cupy] compiled for {', '.join(ARCHITECTURES)}; got sm_{capability}")
     return f"sm_{max(fits)}"
 
 
@@ -91,37 +76,37 @@ def cast(kernel: str, args: tuple[Any, ...], array: type) -> tuple[Any, ...]:
     """
     parameters = sources.parameters(kernel)
     if len(args) != len(parameters):
-        raise ShapeError(f"[{kernel}] takes {len(parameters)} arguments; got {len(args)}")
-    return tuple(_cast(kernel, p, value, array) for p, value in zip(parameters, args, strict=True))
+        refuse_count(kernel, len(args))
+    result = []
+    with np.errstate(over="raise"):
+        for index, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
+            converted = _cast(parameter, value, array)
+            if converted is None:
+                refuse(kernel, index, value)
+            result.append(converted)
+    return tuple(result)
 
 
-def _cast(kernel: str, parameter: sources.Parameter, value: Any, array: type) -> Any:
+def _cast(parameter: sources.Parameter, value: Any, array: type) -> Any:
+    """The value as the parameter's type; None if it does not fit."""
     if parameter.pointer:
-        if value is None:
-            return np.uint64(0)
-        if not isinstance(value, array):
-            raise DtypeError(
-                f"[{kernel}] {parameter.name} must be a {array.__module__} array; got {type(value).__name__}"
-            )
-        return value
+        return np.uint64(0) if value is None else value if isinstance(value, array) else None
     kind = parameter.type
     assert kind is not None
     if kind.names:
-        if getattr(value, "dtype", None) != kind:
-            raise DtypeError(f"[{kernel}] {parameter.name} must be a packed struct; got {value!r}")
-        return value
-    if kind.kind in "iu" and not isinstance(value, int | np.integer):
-        raise DtypeError(f"[{kernel}] {parameter.name} must be an integer; got {value!r}")
+        return value if getattr(value, "dtype", None) == kind else None
+    if not isinstance(value, NUMBERS[kind.kind]):
+        return None
     try:
-        return kind.type(value)
-    except OverflowError:
-        raise ShapeError(f"[{kernel}] {parameter.name} must fit {kind}; got {value}") from None
+        return kind.type(value if kind.kind == "f" else int(value))  # NumPy's own integers would wrap around
+    except (OverflowError, FloatingPointError):
+        return None
 
 
 def cubin(family: str, arch: str) -> tuple[Path, dict[str, str]]:
     """The compiled family, from the cache or made now -> (cubin file, instantiation -> mangled name)."""
-    stem = cache_folder("cubin") / f"{family}-{arch}-{_sources_hash()}"
-    path, names = stem.with_suffix(".cubin"), stem.with_suffix(".json")
+    stem = f"{family}-{arch}-{dlgpu.__version__}-{sources.digest()}"
+    path, names = (cache_folder("cubin") / f"{stem}{suffix}" for suffix in (".cubin", ".json"))
     if not (path.exists() and names.exists()):
         compiled = compile_family(family, arch)
         with atomic_file(path) as file:
@@ -129,12 +114,3 @@ def cubin(family: str, arch: str) -> tuple[Path, dict[str, str]]:
         with atomic_file(names) as file:
             file.write(json.dumps(compiled.names).encode())
     return path, json.loads(names.read_text())
-
-
-@functools.cache
-def _sources_hash() -> str:
-    """Of every source file and this version: an edited header gives another cubin."""
-    digest = hashlib.sha256(dlgpu.__version__.encode())
-    for path in sorted(sources.folder().glob("*.cu*")):
-        digest.update(path.name.encode() + path.read_bytes())
-    return digest.hexdigest()[:16]
