@@ -1,6 +1,7 @@
 """The `dlgpu` command. Arguments in, tables and pictures out; everything it does is in the modules it calls.
 
-Exit codes: 0 done, 2 bad input (one line says what), 130 and 143 interrupted by Ctrl-C and SIGTERM (state is saved).
+Exit codes: 0 done, 1 a benchmark found a wrong result, 2 bad input (one line says what), 130 and 143 interrupted by
+Ctrl-C and SIGTERM (state is saved).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from rich.table import Table
 
 import dlgpu
 from dlgpu import backends, insight, models, optim
-from dlgpu.errors import CheckpointError, DlgpuError, ShapeError
+from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
 
@@ -40,6 +41,7 @@ def cli() -> None:
     dlgpu predict runs/lenet5-1 a.png    what is in the picture?
     dlgpu report runs/lenet5-1       one page with all there is to see
     dlgpu models vgg16               the layer table of a network
+    dlgpu bench                      is every op right, and how fast is it here?
     """
 
 
@@ -107,6 +109,8 @@ def train(
         if freeze and not settings["start"]:
             raise ShapeError(f"[train] --freeze keeps trained weights: give them with --from; got --freeze {freeze}")
         config = Config(model, augment=_names(augment), freeze=_names(freeze), device=_device(device), **settings)
+        if folder is None and model not in models.MODELS:
+            models.build(model)  # names the model's error, not the folder's
         run = Run.create(folder or _free_folder(model), config)
     _fit(run)
 
@@ -131,11 +135,9 @@ def _device(name: str) -> str:
     return "cuda" if backends.available()["cuda"] == "ready" else "cpu"
 
 
-def _free_folder(model: str) -> Path:
-    if model not in models.MODELS:  # name the model's error, not the folder's
-        models.build(model)
+def _free_folder(name: str) -> Path:
     number = 1
-    while (folder := Path("runs") / f"{model}-{number}").exists():
+    while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
     return folder
 
@@ -504,6 +506,106 @@ def show_plan(
         ops.conv2d_grad_weight(y, x, weight_shape=weight.shape, **how)
     for text, times in Counter(map(str, ops.plans)).items():
         click.echo(f"  {text}" + (f", {times} times" if times > 1 else ""))
+
+
+# --- bench --------------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("ops", nargs=-1)
+@click.option("--network", "networks", multiple=True, help="only shapes of vgg16, resnet50, alexnet, googlenet, ...")
+@click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="images [default: 1; on a GPU all]")
+@click.option("--dtype", "dtypes", multiple=True, help="float32, float16, bfloat16, tf32 [default: float32; GPU: all]")
+@click.option("--algorithm", "algorithms", multiple=True, default=["auto"], help="of convolutions; several compete")
+@click.option("--layout", default="channels_last", show_default=True, help="of our images: or contiguous")
+@click.option("--compare", multiple=True, help="numpy, torch, cublas or none [default: all that are installed]")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, or host-kernels (emulated, tiny)")
+@click.option("--tiny", is_flag=True, help="small arrays: for sanitizers and for trying things out")
+@click.option("--check-only", is_flag=True, help="right or wrong, no times")
+@click.option("--budget-minutes", default=2.0, show_default=True, help="stop then; the most informative cases go first")
+@click.option("--case-seconds", default=120.0, show_default=True, help="a longer case counts as hung")
+@click.option("--output", type=click.Path(path_type=Path), help="folder to write [default: runs/bench-<number>]")
+@click.option("--resume", is_flag=True, help="keep what --output holds already, measure the rest")
+@click.option("--list", "only_list", is_flag=True, help="print the chosen cases with their work, measure nothing")
+def bench(
+    ops: tuple[str, ...],
+    device: str,
+    tiny: bool,
+    budget_minutes: float,
+    case_seconds: float,
+    output: Path | None,
+    resume: bool,
+    only_list: bool,
+    **chosen: Any,
+) -> None:
+    """Check OPS (names or families; all if none) against float64, then time them beside NumPy, PyTorch and cuBLAS.
+
+    Writes results.json (case by case, as they come), report.md, roofline.png and bars.png. A result that is wrong gets
+    no time, and the exit code is 1. Ctrl-C keeps what was measured. docs/benchmarks.md explains every figure.
+
+    \b
+    dlgpu bench                                                     a bit of everything
+    dlgpu bench conv2d --network vgg16 --dtype float16 --compare torch
+    dlgpu bench gemm pool --device cuda --budget-minutes 5
+    dlgpu bench conv --device host-kernels                          the kernels without a GPU: right or wrong?
+    """
+    from dlgpu.bench import report
+    from dlgpu.bench.command import choose
+    from dlgpu.bench.run import RESULTS, Results, run
+
+    cases, settings = choose(ops, device=_device(device), small=tiny, **chosen)
+    if only_list:
+        for case in cases:
+            console.print(f"{case.id:<60} {case.flops / 1e9:>10,.3f} GFLOP {case.bytes / 1e6:>10,.2f} MB")
+        return
+    if resume and output is None:
+        raise ShapeError("[bench] --resume goes on with a folder; got no --output")
+    path = (output or _free_folder("bench")) / RESULTS
+    results = Results.read(path) if resume and path.exists() else Results(path)
+
+    if device == "auto" and settings.device == "cpu":
+        console.print(f"no GPU to measure: {backends.available()['cuda']}\nSo the NumPy reference runs, on the CPU.\n")
+
+    def started(machine: dict[str, Any]) -> None:
+        for name, reason in machine["missing"].items():
+            if name in chosen["compare"]:
+                raise BackendUnavailable(f"[bench] --compare {name} must be possible here; got {reason}")
+        console.print(f"{report.headline(machine)}\n{len(cases):,} cases, {budget_minutes:g} minutes, {path.parent}/\n")
+        console.print(report.line_of(report.HEAD), style="bold")
+
+    def measured(row: dict[str, Any]) -> None:
+        for line in report.lines(row, report.ceilings(results)):
+            console.print(report.line_of(report.cells(line)))
+
+    signal.signal(signal.SIGTERM, _terminate)
+    stopped = 0
+    try:
+        run(
+            cases,
+            settings,
+            results,
+            budget=60 * budget_minutes,
+            case_seconds=case_seconds,
+            started=started,
+            measured=measured,
+        )
+    except KeyboardInterrupt as signalled:
+        stopped = signalled.args[0] if signalled.args else signal.SIGINT
+    if results.rows:
+        written = ", ".join(path.name for path in report.write(results))
+        console.print(f"\n{path.parent}/: {written}")
+    if stopped:
+        console.print(f"interrupted; {len(results.rows)} cases are kept")
+        sys.exit(128 + stopped)
+    if results.left:
+        console.print(f"{results.left:,} cases left for lack of time: raise --budget-minutes, or --resume")
+    for wrong in results.wrong:
+        click.echo(wrong, err=True)
+    sys.exit(1 if results.wrong else 0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt(number)
 
 
 # --- entry --------------------------------------------------------------------------------------------------------
