@@ -220,8 +220,9 @@ def by_information(cases: Iterable[Case]) -> list[Case]:
     """The order in which a short run learns most: a little of everything first.
 
     Cases are dealt in rounds. In each, every op and precision gives its next few (`Op.turns`); ops that only move bytes
-    show float32 in the first round and one precision more in each further one; float32x3 comes a round later. Within an op and precision, the heaviest
-    layers of all networks come first, at batch 64; other batches follow three ranks later each.
+    show float32 in the first round and one precision more in each further one; float32x3 comes a round later. Within an
+    op and precision, the heaviest layers of all networks come first, at batch 64; other batches follow three ranks
+    later each.
     """
     queues: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
