@@ -27,6 +27,8 @@ class Checked:
         "adagrad_step": (0, 2),
         "rmsprop_step": (0, 2),
         "adam_step": (0, 2, 3),
+        "check_finite": (1,),
+        "update_scaler": (0,),
     }
 
     def __init__(self, backend: Any) -> None:

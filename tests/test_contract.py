@@ -129,6 +129,8 @@ CALLS: dict[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     "adagrad_step": ((ARENA, ARENA, ARENA), {"lr": 0.1}),
     "rmsprop_step": ((ARENA, ARENA, ARENA), {"lr": 0.1}),
     "adam_step": ((ARENA, ARENA, ARENA, ARENA), {"lr": 0.1, "step": 1}),
+    "check_finite": ((ARENA, (4,)), {}),
+    "update_scaler": (((4,),), {}),
     "cast": ((ROWS,), {"dtype": "float16"}),
     "reduce": ((ROWS,), {"kind": "sum"}),
 }

@@ -14,22 +14,24 @@ from dlgpu.backends.kernels.geometry import strides
 from dlgpu.backends.launchers import cupy as launcher
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
-KERNEL = "dl::adam_step"
+KERNEL = "dl::adam_step<float>"
 
 
 def arguments(**changes: Any) -> tuple[Any, ...]:
     arena = np.zeros(4, np.float32)
-    given = dict.fromkeys(("param", "grad", "exp_avg", "exp_avg_sq"), arena) | dict(count=4)
-    given |= dict.fromkeys(("rate", "root", "rest1", "rest2", "eps", "weight_decay", "keep"), 0.5)
+    pointers = ("param", "grad", "exp_avg", "exp_avg_sq", "scaler", "half")
+    given = dict.fromkeys(pointers, arena) | dict(count=4)
+    numbers = ("step", "lr", "log_beta1", "log_beta2", "rest1", "rest2", "eps", "weight_decay", "keep")
+    given |= dict.fromkeys(numbers, 0.5)
     given |= changes
     return tuple(given[p.name] for p in sources.parameters(KERNEL))
 
 
 def test_numbers_get_the_declared_types() -> None:
     cast = launcher.cast(KERNEL, arguments(), np.ndarray)
-    assert all(isinstance(value, np.ndarray) for value in cast[:4])
-    assert isinstance(cast[4], np.uint32)
-    assert all(isinstance(value, np.float32) for value in cast[5:])
+    assert all(isinstance(value, np.ndarray) for value in cast[:6])
+    assert isinstance(cast[6], np.uint32)
+    assert all(isinstance(value, np.float32) for value in cast[7:])
 
 
 def test_structs_and_null_pointers() -> None:
@@ -49,8 +51,8 @@ def test_structs_and_null_pointers() -> None:
         (dict(count=-1), ShapeError, "count must fit uint32; got -1"),
         (dict(count=2**40), ShapeError, "count must fit uint32"),
         (dict(count=np.int64(-1)), ShapeError, "count must fit uint32; got -1"),
-        (dict(rate="0.5"), DtypeError, "rate must be a number; got '0.5'"),
-        (dict(rate=1e39), ShapeError, r"rate must fit float32; got 1e\+39"),
+        (dict(lr="0.5"), DtypeError, "lr must be a number; got '0.5'"),
+        (dict(lr=1e39), ShapeError, r"lr must fit float32; got 1e\+39"),
         (dict(grad=[1.0]), DtypeError, "grad must be a GPU array or None; got builtins.list"),
     ],
 )
@@ -60,7 +62,7 @@ def test_arguments_that_do_not_fit(changes: dict[str, Any], error: type, words: 
 
 
 def test_wrong_count_and_wrong_struct() -> None:
-    with pytest.raises(ShapeError, match="takes 12 arguments; got 2"):
+    with pytest.raises(ShapeError, match="takes 16 arguments; got 2"):
         launcher.cast(KERNEL, (1, 2), np.ndarray)
     x = np.zeros((1, 2, 3, 4), np.float32)
     with pytest.raises(DtypeError, match="x_strides must be a packed struct"):

@@ -38,9 +38,11 @@ class OnDevice:
             if self.backend.name == "host":
                 order = next(self.orders)
                 self.backend.launcher.configure(order=order, block_order=order)
-            moved = [self._to(a) if isinstance(a, np.ndarray) else a for a in args]
-            result = getattr(self.backend, op)(*moved, **options)
-            for mine, theirs in zip(args, moved, strict=True):  # optimizer steps and running statistics work in place
+            given = [*args, *options.values()]
+            moved = [self._to(a) if isinstance(a, np.ndarray) else a for a in given]
+            named = dict(zip(options, moved[len(args) :], strict=True))
+            result = getattr(self.backend, op)(*moved[: len(args)], **named)
+            for mine, theirs in zip(given, moved, strict=True):  # optimizer steps and running statistics work in place
                 if isinstance(mine, np.ndarray):
                     mine[...] = self._from(theirs)
             return tuple(map(self._from, result)) if isinstance(result, tuple) else self._from(result)

@@ -245,6 +245,69 @@ def test_optimizer_steps(kernels: Any, op: str, settings: dict[str, Any], size: 
     np.testing.assert_array_equal(mine[1], gradient)
 
 
+@pytest.mark.parametrize("op", STEPS)
+@pytest.mark.parametrize("half", [np.float16, ml_dtypes.bfloat16])
+def test_scaled_optimizer_steps(kernels: Any, op: str, half: Any) -> None:
+    """Gradients 64 times too large, two skipped steps before, and a half-precision copy; offsets break alignment."""
+    settings = dict(STEPS[op][-1], lr=0.1) | ({"step": 9} if op == "adam_step" else {})
+    rng = np.random.default_rng(23)
+    for offset in (0, 1):
+        arenas = [rng.random(1030).astype(np.float32)[offset:] for _ in range(4 if op == "adam_step" else 3)]
+        theirs, copies = [a.copy() for a in arenas], [np.zeros(arenas[0].size, half) for _ in range(2)]
+        for state in (np.array([64, 0, 5, 2], np.float32), np.array([64, 1, 5, 2], np.float32)):
+            getattr(kernels, op)(*arenas, scaler=state, half=copies[0], **settings)
+            getattr(reference, op)(*theirs, scaler=state, half=copies[1], **settings)
+            for a, b in zip([*arenas, copies[0]], [*theirs, copies[1]], strict=True):
+                check(a, b, 8)
+            np.testing.assert_array_equal(copies[0], arenas[0].astype(half))
+
+
+@pytest.mark.parametrize("size", [0, 1, 3, 1000, 1025])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
+def test_check_finite(kernels: Any, size: int, bad: float) -> None:
+    grad = np.full(size, 3e38, np.float32)
+    for at in {None, 0, size // 2, size - 1} if size else {None}:
+        state = np.array([8, 0, 1, 2], np.float32)
+        if at is not None:
+            grad[at] = bad
+        kernels.check_finite(grad, state)
+        np.testing.assert_array_equal(state, [8, at is not None, 1, 2])
+        if at is not None:
+            grad[at] = -3e38
+    state[1] = 1
+    kernels.check_finite(grad, state)
+    assert state[1] == 1, "an earlier finding stays"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((8, 0, 1, 2), (8, 0, 2, 2)),
+        ((8, 0, 2, 2), (32, 0, 0, 2)),
+        ((8, 1, 2, 2), (2, 0, 0, 3)),
+        ((2.0**127, 0, 2, 0), (2.0**127, 0, 0, 0)),
+    ],
+)
+def test_update_scaler(kernels: Any, before: Any, after: Any) -> None:
+    for ops in (kernels, reference):
+        state = np.array(before, np.float32)
+        ops.update_scaler(state, growth_factor=4, backoff_factor=0.25, growth_interval=3)
+        np.testing.assert_array_equal(state, np.array(after, np.float32))
+
+
+def test_scalers_are_checked(kernels: Any) -> None:
+    x, state = np.zeros(4, np.float32), np.zeros(4, np.float32)
+    for ops in (kernels, reference):
+        with pytest.raises(ShapeError, match=r"\[check_finite\] scaler must have shape \(4,\); got \(3,\)"):
+            ops.check_finite(x, state[:3])
+        with pytest.raises(DtypeError, match=r"\[sgd_step\] half must be float16 or bfloat16; got float32"):
+            ops.sgd_step(x, x.copy(), None, lr=1, half=x.copy())
+        with pytest.raises(ShapeError, match=r"\[sgd_step\] arena must have shape \(4,\); got \(3,\)"):
+            ops.sgd_step(x, x.copy(), None, lr=1, half=np.zeros(3, np.float16))
+        with pytest.raises(ShapeError, match=r"\[update_scaler\] growth_factor must be >= 1, .*; got 0.5, 0.5, 2000"):
+            ops.update_scaler(state, growth_factor=0.5)
+
+
 def test_optimizer_steps_refuse_other_dtypes(kernels: Any) -> None:
     with pytest.raises(DtypeError, match=r"\[sgd_step\] kernels take float32"):
         kernels.sgd_step(np.zeros(3), np.zeros(3), None, lr=0.1)

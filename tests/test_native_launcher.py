@@ -461,8 +461,8 @@ def test_the_module_knows_its_kernels(wheel: Path, module_path: Path, monkeypatc
         assert [type_ for type_ in deduced if not type_.endswith("*")] == spelled
     with pytest.raises(KeyError):
         module.Kernel("dl::unknown", [])
-    with pytest.raises(ValueError, match="must be declared with 12 parameters; got 1"):
-        module.Kernel("dl::adam_step", sources.parameters("dl::adam_step")[:1])
+    with pytest.raises(ValueError, match="must be declared with 16 parameters; got 1"):
+        module.Kernel("dl::adam_step<float>", sources.parameters("dl::adam_step<float>")[:1])
     monkeypatch.setattr(sources, "folder", lambda: wheel / "dlgpu" / "kernels")
     assert module.sources == sources.digest.__wrapped__()
 
@@ -482,9 +482,9 @@ except t.BackendUnavailable as error:
 sys.modules["cupy"] = t.FakeCupy()
 launcher = NativeLauncher()
 x = t.CupyArray(0, "f4")
-for args in ((x, x, None, 4, 0.1, 0.9, 0, 1), (x, x, None, 4, 0.1, 0.9, 0, 0.0)):
+for args in ((x, x, None, None, None, 4, 0.1, 0.9, 0, 1), (x, x, None, None, None, 4, 0.1, 0.9, 0, 0.0)):
     try:
-        launcher.launch("dl::sgd_step", (1, 1, 1), (256, 1, 1), args[:-1] + (args[-1] or "zero",))
+        launcher.launch("dl::sgd_step<float>", (1, 1, 1), (256, 1, 1), args[:-1] + (args[-1] or "zero",))
     except Exception as error:
         print(type(error).__name__, error)
 """
@@ -494,7 +494,7 @@ for args in ((x, x, None, 4, 0.1, 0.9, 0, 1), (x, x, None, 4, 0.1, 0.9, 0, 0.0))
     assert result.returncode == 0, result.stderr
     assert lines[0].startswith("get: [backends] 'cuda:native' is not available: [cuda:native] ")
     assert lines[1].startswith("BackendUnavailable [cuda:native] there must be an NVIDIA GPU and its driver; got cuda")
-    assert lines[2] == "DtypeError [dl::sgd_step] weight_decay must be a number; got 'zero'"
+    assert lines[2] == "DtypeError [dl::sgd_step<float>] weight_decay must be a number; got 'zero'"
 
 
 def test_the_module_needs_no_library_of_nvidia(module_path: Path) -> None:

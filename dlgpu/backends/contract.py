@@ -500,6 +500,9 @@ class Contract(Protocol):
 
     # --- optimizer steps: in place on flat float32 (or float64) arenas, one call for all parameters -----------------
     # `grad` is never changed. weight_decay adds weight_decay * param to the gradient, but for adam_step(decoupled).
+    # `half`, a float16 or bfloat16 array, receives the new parameters rounded. `scaler` is float32 (4,), the state of a
+    # loss scaler (dlgpu.amp): the scale by which gradients are too large, and which divides them; not 0 if any of them
+    # was not finite: then nothing changes; good updates since the scale changed; updates skipped so far.
 
     def sgd_step(
         self,
@@ -511,13 +514,24 @@ class Contract(Protocol):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 0.0,
+        scaler: Array | None = None,
+        half: Array | None = None,
     ) -> None:
         """v = momentum * v - lr * g; param += v. Nesterov: param += momentum * v_new - lr * g (the change of variables
         -momentum * v_old + (1 + momentum) * v_new). `velocity` is None iff momentum is 0."""
         ...
 
     def adagrad_step(
-        self, param: Array, grad: Array, square_sum: Array, *, lr: float, eps: float = 1e-10, weight_decay: float = 0.0
+        self,
+        param: Array,
+        grad: Array,
+        square_sum: Array,
+        *,
+        lr: float,
+        eps: float = 1e-10,
+        weight_decay: float = 0.0,
+        scaler: Array | None = None,
+        half: Array | None = None,
     ) -> None:
         """r += g²; param -= lr * g / (sqrt(r) + eps). Duchi et al. 2011."""
         ...
@@ -532,6 +546,8 @@ class Contract(Protocol):
         alpha: float = 0.99,
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        scaler: Array | None = None,
+        half: Array | None = None,
     ) -> None:
         """r = alpha * r + (1 - alpha) * g²; param -= lr * g / (sqrt(r) + eps). Tieleman and Hinton 2012."""
         ...
@@ -550,11 +566,26 @@ class Contract(Protocol):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
         decoupled: bool = False,
+        scaler: Array | None = None,
+        half: Array | None = None,
     ) -> None:
-        """Kingma and Ba 2015, with bias correction; `step` counts from 1.
+        """Kingma and Ba 2015, with bias correction; `step` counts from 1, with those that the scaler skipped.
 
         `decoupled` is AdamW (Loshchilov and Hutter 2019): param -= lr * weight_decay * param beside the step, instead
         of the decay inside the gradient.
+        """
+        ...
+
+    def check_finite(self, grad: Array, scaler: Array) -> None:
+        """scaler[1] = 1 if any element of `grad` is infinite or NaN; else it stays as it is."""
+        ...
+
+    def update_scaler(
+        self, scaler: Array, *, growth_factor: float = 2.0, backoff_factor: float = 0.5, growth_interval: int = 2000
+    ) -> None:
+        """After the steps of an update: the scale grows after `growth_interval` good ones, and shrinks after a bad one.
+
+        It stays finite. Micikevicius et al. 2018, section 3.2; the policy is PyTorch's GradScaler's.
         """
         ...
 

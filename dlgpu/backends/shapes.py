@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dlgpu.dtypes import bfloat16, float16
 from dlgpu.errors import DtypeError, ShapeError
 
 Size2d = int | Sequence[int]
@@ -400,3 +401,27 @@ def check_probability(op: str, p: float) -> None:
     """0 <= p <= 1."""
     if not 0 <= p <= 1:
         raise ShapeError(f"[{op}] p must be in [0, 1]; got {p}")
+
+
+def check_arenas(op: str, scaler: Any, half: Any, param: Any, *others: Any) -> None:
+    """Flat arrays of one length; `half`, if given, of a half-precision dtype, and `scaler` as `check_scaler` has it."""
+    for a in (param, *others, *(() if half is None else (half,))):
+        check_shape(op, "arena", a.shape, (param.size,))
+    if half is not None and half.dtype not in (float16, bfloat16):
+        raise DtypeError(f"[{op}] half must be float16 or bfloat16; got {half.dtype}")
+    if scaler is not None:
+        check_scaler(op, scaler)
+
+
+def check_scaler(
+    op: str, scaler: Any, growth_factor: float = 2.0, backoff_factor: float = 0.5, growth_interval: int = 1
+) -> None:
+    """The state of a loss scaler, float32 (4,), and how it moves."""
+    check_shape(op, "scaler", scaler.shape, (4,))
+    if scaler.dtype != np.float32:
+        raise DtypeError(f"[{op}] scaler must be float32; got {scaler.dtype}")
+    if not (growth_factor >= 1 and 0 < backoff_factor <= 1 and _is_int(growth_interval) and growth_interval >= 1):
+        raise ShapeError(
+            f"[{op}] growth_factor must be >= 1, backoff_factor in (0, 1], growth_interval an int >= 1; "
+            f"got {growth_factor}, {backoff_factor}, {growth_interval}"
+        )

@@ -31,7 +31,14 @@ from dlgpu.backends.reference.norm import (
     local_response_norm,
     local_response_norm_grad,
 )
-from dlgpu.backends.reference.optim import adagrad_step, adam_step, rmsprop_step, sgd_step
+from dlgpu.backends.reference.optim import (
+    adagrad_step,
+    adam_step,
+    check_finite,
+    rmsprop_step,
+    sgd_step,
+    update_scaler,
+)
 from dlgpu.backends.reference.pool import avg_pool2d, avg_pool2d_grad, max_pool2d, max_pool2d_grad
 from dlgpu.backends.reference.softmax import (
     cross_entropy,
@@ -58,6 +65,7 @@ __all__ = [
     "batch_norm_train",
     "batched_gemm",
     "cast",
+    "check_finite",
     "col2im",
     "conv2d",
     "conv2d_grad_input",
@@ -92,5 +100,6 @@ __all__ = [
     "softmax",
     "softmax_grad",
     "to_memory_format",
+    "update_scaler",
     "xp",
 ]
