@@ -3,7 +3,7 @@
 Importing it touches no device, compiles nothing and starts no thread.
 """
 
-from dlgpu import backends, functional, memory_format
+from dlgpu import amp, backends, functional, memory_format
 from dlgpu.autograd import is_grad_enabled, no_grad, set_grad_enabled
 from dlgpu.dtypes import bfloat16, float16, float32, float64
 from dlgpu.errors import DlgpuError
@@ -27,6 +27,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DlgpuError",
     "Tensor",
+    "amp",
     "backends",
     "bfloat16",
     "cat",

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dlgpu.errors import AutogradError, ShapeError
 
 if TYPE_CHECKING:
@@ -101,6 +103,12 @@ def backward(root: Tensor, grad: Any, retain_graph: bool) -> None:
     if not isinstance(start, Node):
         accumulate(start, grad)
         return
+    # Scaled losses make gradients overflow now and then (dlgpu.amp): infinities and NaN pass quietly, as on a GPU.
+    with np.errstate(over="ignore", invalid="ignore"):
+        _run(start, grad, retain_graph)
+
+
+def _run(start: Node, grad: Any, retain_graph: bool) -> None:
     grads: dict[Node, Any] = {start: grad}
     for node in _falling(start):
         grad_output = grads.pop(node, None)

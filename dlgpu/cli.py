@@ -22,6 +22,7 @@ from rich.table import Table
 
 import dlgpu
 from dlgpu import backends, insight, models, optim
+from dlgpu.backends.precision import PRECISIONS
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
@@ -72,6 +73,7 @@ def cli() -> None:
 @click.option("--limit", type=int, help="use only the first LIMIT images (for a quick try)")
 @click.option("--seed", default=0, show_default=True, help="same seed, same bits")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda")
+@click.option("--precision", default="float32", show_default=True, help=f"of products: {', '.join(PRECISIONS)}")
 @click.option(
     "--run", "folder", type=click.Path(path_type=Path), help="folder to write [default: runs/<model>-<number>]"
 )

@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-from dlgpu import dtypes, memory_format, random
+import numpy as np
+
+from dlgpu import amp, dtypes, memory_format, random
 from dlgpu.backends.contract import SAVES_OUTPUT, Activation, Algorithm, Epilogue
 from dlgpu.backends.shapes import Conv2d, Padding2d, Size2d, Window2d, check_probability, check_rank, check_shape, pair
 from dlgpu.errors import DtypeError, ShapeError, UnknownName
@@ -34,6 +36,7 @@ def _present(*tensors: Tensor | None) -> list[Tensor]:
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None, *, activation: Epilogue | None = None) -> Tensor:
     """activation(input (..., C) @ weight (K, C)ᵀ + bias (K,)) -> (..., K); `activation="relu"` costs no extra pass."""
+    input, weight, bias = amp.narrow(input, weight, bias)
     ops = input.backend
     x, w, b = _arrays("linear", input, weight, bias)
     needs = input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
@@ -89,6 +92,7 @@ def conv2d(
         ShapeError: ranks, channels, groups or sizes do not fit.
         DtypeError: the tensors do not share one floating-point dtype.
     """
+    input, weight, bias, residual = amp.narrow(input, weight, bias, residual)
     ops = input.backend
     x, w, b, added = _arrays("conv2d", input, weight, bias, residual)
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
@@ -118,6 +122,7 @@ def conv2d_relu_max_pool2d(
 
     What lies between is not kept for the backward pass, which saves its memory.
     """
+    input, weight, bias = amp.narrow(input, weight, bias)
     ops = input.backend
     x, w, b = _arrays("conv2d", input, weight, bias)
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups, algorithm=algorithm)
@@ -169,6 +174,7 @@ def conv_transpose2d(
 
     H' = (H - 1) * stride - padding + dilation * (R - 1) + output_padding + 1, likewise W'.
     """
+    input, weight, bias = amp.narrow(input, weight, bias)
     ops = input.backend
     x, w, b = _arrays("conv_transpose2d", input, weight, bias)
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation, groups=groups)
@@ -351,6 +357,7 @@ def softplus(input: Tensor) -> Tensor:
 
 def softmax(input: Tensor, dim: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) along an axis."""
+    input = amp.widen(input)
     (axis,), ops = input._axes("softmax", dim), input.backend
     y = ops.softmax(input.data, axis=axis)
     return Tensor.from_op("softmax", y, [input], lambda g: [ops.softmax_grad(g, y, axis=axis)], saves_output=True)
@@ -358,6 +365,7 @@ def softmax(input: Tensor, dim: int = -1) -> Tensor:
 
 def log_softmax(input: Tensor, dim: int = -1) -> Tensor:
     """log(softmax(x)) without overflow."""
+    input = amp.widen(input)
     (axis,), ops = input._axes("log_softmax", dim), input.backend
     y = ops.log_softmax(input.data, axis=axis)
     return Tensor.from_op(
@@ -536,12 +544,16 @@ def cross_entropy(
     dtype of the logits.
     """
     ops = input.backend
+    # Labels mostly come from the CPU: counted there, nothing waits for a device.
+    counted = int((np.asarray(target) != ignore_index).sum()) if not isinstance(target, Tensor) else None
     target = as_tensor(target, input)
     logits, classes = input.data, target.data
     how: dict[str, Any] = dict(label_smoothing=label_smoothing, ignore_index=ignore_index)
-    if input.requires_grad and input.ndim == 2:  # rows in memory: the gradient costs little while they are at hand
+    # Rows in memory: the gradient costs little while they are at hand. (In half precision it would lose small numbers,
+    # as it does not know yet by what it will be multiplied.)
+    if input.requires_grad and input.ndim == 2 and input.dtype not in amp.HALVES.values():
         loss, grad = ops.cross_entropy_with_grad(logits, classes, **how)
-        losses = Tensor.from_op("cross_entropy", loss, [input], lambda g: [(grad * g[:, None]).astype(grad.dtype)])
+        losses = Tensor.from_op("cross_entropy", loss, [input], lambda g: [grad * g[:, None]])
     else:
         loss, lse = ops.cross_entropy(logits, classes, **how)
         losses = Tensor.from_op(
@@ -552,7 +564,7 @@ def cross_entropy(
             saved=[input, target],
         )
     if reduction == "mean":
-        counted = int((classes != ignore_index).sum())
+        counted = int((classes != ignore_index).sum()) if counted is None else counted
         return losses.sum() / _at_least_one("cross_entropy", counted)
     return _reduced("cross_entropy", losses, reduction)
 
@@ -607,13 +619,14 @@ def binary_cross_entropy_with_logits(input: Tensor, target: Any, reduction: Loss
     """-t * log(sigmoid(x)) - (1 - t) * log(1 - sigmoid(x)), without overflow: softplus(x) - t * x."""
     target = as_tensor(target, input)
     check_shape("binary_cross_entropy_with_logits", "target", target.shape, input.shape)
+    input = amp.widen(input)
     return _reduced("binary_cross_entropy_with_logits", softplus(input) - input * target, reduction)
 
 
 def _difference(op: str, input: Tensor, target: Any) -> Tensor:
     target = as_tensor(target, input)
     check_shape(op, "target", target.shape, input.shape)  # broadcasting here is nearly always a mistake
-    return input - target
+    return amp.widen(input) - target
 
 
 def _reduced(op: str, losses: Tensor, reduction: str) -> Tensor:

@@ -25,6 +25,7 @@ import numpy as np
 from dlgpu import checkpoint, data, models, optim, random, transfer
 from dlgpu import functional as F
 from dlgpu.averaging import WeightAveraging
+from dlgpu.backends.precision import PRECISIONS
 from dlgpu.data import DataLoader, Dataset
 from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError, UnknownName
 from dlgpu.nn import Module
@@ -71,6 +72,7 @@ class Config:
     limit: int | None = None
     seed: int = 0
     device: str = "cpu"
+    precision: str = "float32"
     # from the data
     classes: tuple[str, ...] = ()
     in_channels: int = 0
@@ -85,6 +87,7 @@ class Config:
                 object.__setattr__(self, name, getattr(models.MODELS[self.model], name))
         _check_known("optimizer", self.optimizer, optim.OPTIMIZERS)
         _check_known("schedule", self.schedule, optim.SCHEDULES)
+        _check_known("precision", self.precision, PRECISIONS)
         for name in self.augment:
             _check_known("augmentation", name, AUGMENTATIONS)
         if not (self.mixup >= 0 and 0 <= self.label_smoothing < 1):
@@ -216,6 +219,7 @@ class Run(Callback):
             evaluate_as=split,
             schedule=optim.SCHEDULES[config.schedule](config.epochs),
             clip_norm=config.clip_norm,
+            precision=config.precision,
             mixup=config.mixup,
             loss=functools.partial(F.cross_entropy, label_smoothing=config.label_smoothing),
         )

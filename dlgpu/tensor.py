@@ -5,18 +5,28 @@ Names and argument orders are PyTorch's. Neural-network ops are in `dlgpu.functi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from dlgpu import autograd, backends, dtypes, memory_format, random
+from dlgpu import amp, autograd, backends, dtypes, memory_format, random
 from dlgpu.autograd import Backward, Node, Version, is_grad_enabled
 from dlgpu.backends.contract import Contract
 from dlgpu.errors import AutogradError, DtypeError, ShapeError
 
 Scalar = int | float
+
+
+@dataclass
+class HalfCopy:
+    """A half-precision copy of a parameter, and the version of the parameter that it is of."""
+
+    array: Any
+    version: int
 
 
 class Tensor:
@@ -38,6 +48,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Tensor | None = None
         self.grad_home: Any = None  # where an optimizer wants the gradient written (a view of its arena)
+        self.half: HalfCopy | None = None  # kept by an optimizer (`Optimizer.keep_half`)
         self.node: Node | None = None
         self.version = Version()
         if requires_grad and not dtypes.is_float(self.dtype):
@@ -308,21 +319,21 @@ class Tensor:
 
     def __matmul__(self, other: Any) -> Tensor:
         """Matrix product; leading axes broadcast."""
-        a, b = self, as_tensor(other, self)
+        a, b = amp.narrow(self, as_tensor(other, self))
         if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
             raise ShapeError(
                 f"[matmul] inner sizes of two (..., M, K) @ (..., K, N) must agree; got {a.shape}, {b.shape}"
             )
-        x, y = a.data, b.data
+        ops, x, y = a.backend, a.data, b.data
 
         def backward(g: Any) -> Sequence[Any]:
             return (
-                _summed_back(g @ y.swapaxes(-1, -2), x.shape, x.dtype) if a_needs else None,
-                _summed_back(x.swapaxes(-1, -2) @ g, y.shape, y.dtype) if b_needs else None,
+                _summed_back(_product(ops, g, y, transpose_b=True), x.shape, x.dtype) if a_needs else None,
+                _summed_back(_product(ops, x, g, transpose_a=True), y.shape, y.dtype) if b_needs else None,
             )
 
         a_needs, b_needs = a.requires_grad, b.requires_grad
-        return Tensor.from_op("matmul", x @ y, [a, b], backward, saved=[a, b])
+        return Tensor.from_op("matmul", _product(ops, x, y), [a, b], backward, saved=[a, b])
 
     def __eq__(self, other: object) -> Tensor:  # type: ignore[override]  # elementwise, as in NumPy
         return Tensor(self.data == as_tensor(other, self).data, self.backend)
@@ -526,7 +537,22 @@ def _summed_back(grad: Any, shape: tuple[int, ...], dtype: np.dtype) -> Any:
         new = grad.ndim - len(shape)
         stretched = (new + i for i, size in enumerate(shape) if size == 1 and grad.shape[new + i] != 1)
         grad = grad.sum(axis=(*range(new), *stretched), dtype=dtypes.accumulator(grad.dtype)).reshape(shape)
-    return grad.astype(dtype, copy=False)
+    with np.errstate(over="ignore"):  # beyond float16's range is infinite, as on a GPU
+        return grad.astype(dtype, copy=False)
+
+
+def _product(ops: Contract, x: Any, y: Any, **transposed: Any) -> Any:
+    """(..., M, K) @ (..., K, N) by the backend's own product; leading axes broadcast."""
+    dtype = np.result_type(x.dtype, y.dtype)
+    if not dtypes.is_float(dtype):
+        return x @ y
+    x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+    if x.ndim == y.ndim == 2:
+        return ops.gemm(x, y, **transposed)
+    lead = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    each = (ops.xp.broadcast_to(t, (*lead, *t.shape[-2:])).reshape(math.prod(lead), *t.shape[-2:]) for t in (x, y))
+    product = ops.batched_gemm(*each, **transposed)
+    return product.reshape(*lead, *product.shape[1:])
 
 
 def _move(t: Tensor, target: Contract) -> Any:

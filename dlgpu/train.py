@@ -17,11 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from dlgpu import data, random
+from dlgpu import amp, data, random
 from dlgpu import functional as F
 from dlgpu.autograd import no_grad
+from dlgpu.backends.precision import PRECISIONS, use
 from dlgpu.data import DataLoader
-from dlgpu.errors import CheckpointError, ShapeError, TrainingError
+from dlgpu.errors import CheckpointError, ShapeError, TrainingError, UnknownName
 from dlgpu.nn import Module
 from dlgpu.optim import Optimizer, Schedule
 from dlgpu.tensor import Tensor, tensor
@@ -83,6 +84,8 @@ class Trainer:
         loss: (logits, labels) -> scalar Tensor.
         schedule: learning rate over time, in epochs, relative to the optimizer's own at construction.
         clip_norm: limit the joint norm of all gradients to this.
+        precision: of products: one of `dlgpu.backends.precision.PRECISIONS`; "float16" and "bfloat16" are mixed
+            precision (`dlgpu.amp`), the former with loss scaling.
         mixup: alpha of `dlgpu.data.mixup`, which blends the images of each batch in pairs; 0 does not.
         callbacks: called in order.
 
@@ -104,6 +107,7 @@ class Trainer:
         loss: Loss = F.cross_entropy,
         schedule: Schedule | None = None,
         clip_norm: float | None = None,
+        precision: str = "float32",
         mixup: float = 0.0,
         callbacks: Sequence[Callback] = (),
     ) -> None:
@@ -111,7 +115,12 @@ class Trainer:
             raise ShapeError(f"[train] clip_norm must be positive; got {clip_norm}")
         if not mixup >= 0:
             raise ShapeError(f"[train] mixup must not be negative; got {mixup}")
-        self.mixup = mixup
+        if precision not in PRECISIONS:
+            raise UnknownName("train", "precision", precision, PRECISIONS)
+        self.mixup, self.precision = mixup, precision
+        self.scaler = amp.GradScaler() if precision == "float16" else None
+        if precision in amp.HALVES:
+            optimizer.keep_half(precision)
         self.model, self.optimizer, self.train_batches, self.evaluate_batches = model, optimizer, train, evaluate
         self.evaluate_as, self.loss, self.schedule, self.clip_norm = evaluate_as, loss, schedule, clip_norm
         self.callbacks = list(callbacks)
@@ -122,6 +131,7 @@ class Trainer:
         self._sums = np.zeros(3)  # of this epoch so far: loss * images, correct, images
         self._seconds = 0.0
         self._stop = False
+        self._skipped = 0  # updates that the scaler skipped in all earlier epochs
 
     def stop(self, reason: str) -> None:
         """End training after the current batch."""
@@ -157,10 +167,12 @@ class Trainer:
             if self._stop and self.batch < len(self.train_batches):
                 return
         start = time.perf_counter()
+        self._check_scaler()
         row: Row = {"epoch": self.epoch + 1, "train_loss": self._sums[0] / self._sums[2]}
         row["train_accuracy"] = self._sums[1] / self._sums[2]
         if self.evaluate_batches is not None:
-            loss, accuracy = evaluate(self.model, self.evaluate_batches, self.loss)
+            with use(self.precision):
+                loss, accuracy = evaluate(self.model, self.evaluate_batches, self.loss)
             self._check_finite(loss, f"after epoch {self.epoch + 1}")
             row |= {f"{self.evaluate_as}_loss": loss, f"{self.evaluate_as}_accuracy": accuracy}
         row["lr"] = self.optimizer.lr
@@ -174,15 +186,28 @@ class Trainer:
         if self.schedule is not None:
             self.schedule.apply(self.optimizer, self.base_lrs, self.epoch + self.batch / len(self.train_batches))
         self.optimizer.zero_grad()
-        logits, loss = self._forward(images, labels)
-        value = float(loss)
-        self._check_finite(value, f"in epoch {self.epoch + 1}, batch {self.batch + 1}")
-        loss.backward()
-        if self.clip_norm is not None:
-            self.optimizer.clip_grad_norm(self.clip_norm)
-        self.optimizer.step()
+        with use(self.precision):
+            logits, loss = self._forward(images, labels)
+            value = float(loss)
+            self._check_finite(value, f"in epoch {self.epoch + 1}, batch {self.batch + 1}", images)
+            self._backward(loss)
         self._sums += (value * len(images), _correct(logits, labels), len(images))
         return value
+
+    def _backward(self, loss: Tensor) -> None:
+        """From the loss to new parameters."""
+        if self.scaler is None:
+            loss.backward()
+            if self.clip_norm is not None:
+                self.optimizer.clip_grad_norm(self.clip_norm)
+            self.optimizer.step()
+            return
+        self.scaler.scale(loss).backward()
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            self.optimizer.clip_grad_norm(self.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
 
     def _forward(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         if not self.mixup:
@@ -195,12 +220,30 @@ class Trainer:
         logits = self.model(_on_device(self.model, images))
         return logits, self.loss(logits, labels) * share + self.loss(logits, others) * (1 - share)
 
-    def _check_finite(self, loss: float, when: str) -> None:
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"[train] the loss must stay finite; got {loss} {when}, lr {self.optimizer.lr:g}: "
-                "try a smaller learning rate"
-            )
+    def _check_finite(self, loss: float, when: str, images: np.ndarray | None = None) -> None:
+        if math.isfinite(loss):
+            return
+        where = None if images is None else first_not_finite(self.model, images)
+        raise TrainingError(
+            f"[train] the loss must stay finite; got {loss} {when}, lr {self.optimizer.lr:g}"
+            + (f", first from {where}" if where else "")
+            + ": try a smaller learning rate"
+        )
+
+    def _check_scaler(self) -> None:
+        """Of an epoch, some updates must have been good: one overflow halves the scale, NaN is there at every scale."""
+        if self.scaler is None:
+            return
+        skipped = self.scaler.skipped - self._skipped
+        self._skipped += skipped
+        if skipped < len(self.train_batches):
+            return
+        named = self.model.named_parameters()
+        bad = [name for name, p in named if p.grad is not None and not np.isfinite(p.grad.numpy()).all()]
+        raise TrainingError(
+            f"[train] gradients must be finite at some loss scale; got {skipped} of {skipped} updates skipped in epoch "
+            f'{self.epoch + 1}, the last for {", ".join(bad) or "no parameter"}: try precision="bfloat16"'
+        )
 
     def running(self) -> tuple[float, float]:
         """(loss, accuracy) over the batches of this epoch so far."""
@@ -217,7 +260,10 @@ class Trainer:
         """(arrays, JSON-able rest): everything a run needs to go on from here to the same bits."""
         arrays = {f"model.{name}": array for name, array in self.model.state_dict().items()}
         arrays |= {f"optimizer.{name}": array for name, array in self.optimizer.state_dict().items()}
+        if self.scaler is not None:
+            arrays |= {f"scaler.{name}": array for name, array in self.scaler.state_dict().items()}
         rest = {
+            "skipped": self._skipped,
             "epoch": self.epoch,
             "batch": self.batch,
             "history": list(self.history),
@@ -231,7 +277,7 @@ class Trainer:
         """Go to where `state_dict` was; raises `CheckpointError` if it is of another model, optimizer or loader."""
         from dlgpu.checkpoint import select
 
-        missing = {"epoch", "batch", "history", "sums", "seconds", "random"} - rest.keys()
+        missing = {"skipped", "epoch", "batch", "history", "sums", "seconds", "random"} - rest.keys()
         if missing:
             raise CheckpointError(f"[trainer] a training state must be complete; got one without {sorted(missing)}")
         if rest["batch"] > len(self.train_batches):
@@ -241,7 +287,9 @@ class Trainer:
             )
         self.model.load_state_dict(select(arrays, "model"))
         self.optimizer.load_state_dict(select(arrays, "optimizer"))
-        self.epoch, self.batch = rest["epoch"], rest["batch"]
+        if self.scaler is not None:
+            self.scaler.load_state_dict(select(arrays, "scaler"))
+        self.epoch, self.batch, self._skipped = rest["epoch"], rest["batch"], rest["skipped"]
         self.history, self._seconds = list(rest["history"]), rest["seconds"]
         self._sums[:] = rest["sums"]
         random.set_state(*rest["random"])
@@ -272,6 +320,36 @@ def evaluate(model: Module, batches: DataLoader, loss: Loss = F.cross_entropy) -
     for images, labels, logits in predictions(model, batches):
         total += (float(loss(logits, labels)) * len(images), _correct(logits, labels), len(images))
     return float(total[0] / total[2]), float(total[1] / total[2])
+
+
+def first_not_finite(model: Module, images: np.ndarray) -> str | None:
+    """The first layer, in the order of a forward pass, whose output is not finite, and whether its weights are."""
+    found: list[str] = []
+    removals = []
+
+    def watch(name: str, layer: Module) -> None:
+        def hook(_: Module, inputs: object, output: object) -> None:
+            if isinstance(output, Tensor) and not found and not _finite(output):
+                bad = [n for n, p in layer.named_parameters() if not _finite(p)]
+                weights = f"its {' and '.join(bad)} not finite" if bad else "its weights finite"
+                found.append(f"layer {name} ({type(layer).__name__}, {weights})")
+
+        removals.append(layer.register_forward_hook(hook))
+
+    for name, layer in model.named_modules():
+        if not list(layer.children()):
+            watch(name, layer)
+    try:
+        with no_grad():
+            model(_on_device(model, images))
+    finally:
+        for remove in removals:
+            remove()
+    return found[0] if found else None
+
+
+def _finite(t: Tensor) -> bool:
+    return bool(np.isfinite(t.numpy().astype(np.float32)).all())
 
 
 def predictions(model: Module, batches: DataLoader) -> Iterator[tuple[np.ndarray, np.ndarray, Tensor]]:

@@ -9,6 +9,7 @@ namespace dl {
 
 // The state of a loss scaler, four floats.
 enum { kScale, kFound, kGood, kSkipped };
+constexpr float kLeastScale = 0x1p-24f;
 
 // weight_decay pulls towards zero through the gradient.
 __device__ inline float decayed(float grad, float param, float weight_decay) { return grad + weight_decay * param; }
@@ -128,7 +129,7 @@ __global__ void __launch_bounds__(1)
     update_scaler(float* scaler, float growth_factor, float backoff_factor, float growth_interval) {
   const float scale = scaler[kScale], good = scaler[kGood] + 1.0f;
   if (scaler[kFound] != 0.0f) {
-    scaler[kScale] = scale * backoff_factor;
+    scaler[kScale] = fmaxf(scale * backoff_factor, kLeastScale);
     scaler[kGood] = 0.0f;
     scaler[kSkipped] += 1.0f;
   } else if (good < growth_interval) {

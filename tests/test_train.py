@@ -269,7 +269,7 @@ def test_diverging_run_is_refused_before_the_bad_update(batch: int) -> None:
 
     trainer = make(optimizer=partial(optim.SGD, lr=1e30 if batch == 2 else 0.1), callbacks=[Hook(after)])
     message = (
-        rf"^\[train\] the loss must stay finite; got (nan|inf) in epoch 1, batch {batch}, lr 1e\+30: try a smaller "
+        rf"^\[train\] the loss must stay finite; got (nan|inf) in epoch 1, batch {batch}, lr 1e\+30, first from layer "
     )
     with pytest.raises(TrainingError, match=message):
         trainer.fit(1)

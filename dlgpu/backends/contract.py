@@ -585,7 +585,7 @@ class Contract(Protocol):
     ) -> None:
         """After the steps of an update: the scale grows after `growth_interval` good ones, and shrinks after a bad one.
 
-        It stays finite. Micikevicius et al. 2018, section 3.2; the policy is PyTorch's GradScaler's.
+        It stays finite and at least 2^-24. Micikevicius et al. 2018, section 3.2; the policy is PyTorch's GradScaler's.
         """
         ...
 

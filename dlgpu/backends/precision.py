@@ -1,10 +1,12 @@
-"""How products of float32 arrays are computed on GPUs with tensor cores: a choice between exactness and speed.
+"""How convolutions and matrix products of float32 tensors are computed: a choice between exactness and speed.
 
 "float32"    strict: every product and sum in float32 (the default)
-"tf32"       tensor cores: factors rounded to 10 bits of mantissa, sums in float32
-"float32x3"  tensor cores: each factor as a sum of two tf32 numbers, three products; nearly float32
+"tf32"       on tensor cores: factors rounded to 10 bits of mantissa, sums in float32
+"float32x3"  on tensor cores: each factor as a sum of two tf32 numbers, three products; nearly float32
+"float16"    mixed precision (dlgpu.amp): factors and results are float16 or bfloat16 tensors, sums in float32;
+"bfloat16"     it is `dlgpu.functional` that casts: a backend computes in the type of the arrays it is given
 
-The reference computes in float32 whatever is asked.
+The reference computes in float32 where tensor cores are asked for.
 """
 
 from __future__ import annotations
@@ -16,8 +18,8 @@ from typing import Literal
 
 from dlgpu.errors import UnknownName
 
-Precision = Literal["float32", "tf32", "float32x3"]
-PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float32x3")
+Precision = Literal["float32", "tf32", "float32x3", "float16", "bfloat16"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float32x3", "float16", "bfloat16")
 
 _current: ContextVar[Precision] = ContextVar("precision", default="float32")
 
@@ -31,7 +33,7 @@ def current() -> Precision:
 def use(precision: Precision) -> Iterator[None]:
     """Choose inside a `with` block; raises `UnknownName`."""
     if precision not in PRECISIONS:
-        raise UnknownName("precision", "precision of float32 products", precision, PRECISIONS)
+        raise UnknownName("precision", "precision", precision, PRECISIONS)
     token = _current.set(precision)
     try:
         yield

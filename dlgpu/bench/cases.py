@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from dlgpu.backends.precision import PRECISIONS
 from dlgpu.bench.networks import NETWORKS, layers
 from dlgpu.bench.ops import FAMILIES, OPS, Op, Sizes
 from dlgpu.errors import ShapeError, UnknownName
@@ -53,7 +52,7 @@ class Case:
     @property
     def storage(self) -> str:
         """The element type in memory."""
-        return "float32" if self.dtype in PRECISIONS else self.dtype
+        return "float32" if self.dtype in ("tf32", "float32x3") else self.dtype
 
     @property
     def flops(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from dlgpu import memory_format
 from dlgpu.errors import DtypeError, ShapeError
 from dlgpu.nn.module import Parameter
-from dlgpu.tensor import Tensor
+from dlgpu.tensor import HalfCopy, Tensor
 
 
 class Arena:
@@ -42,6 +42,7 @@ class Arena:
             self._ranges.append((start, stop))
             start = stop
         self._homes = [p.data for p in parameters]
+        self.half: Any = None
 
     def runs(self) -> Iterator[tuple[int, int]]:
         """The stretches [start, stop) of the arena whose parameters have a gradient and are to be trained.
@@ -69,10 +70,20 @@ class Arena:
         if begin < end:
             yield begin, end
 
+    def keep_half(self, dtype: Any) -> None:
+        """From now on, keep the values rounded to a half-precision dtype in `half`, beside them."""
+        self.half = self.backend.cast(self.values, dtype)
+        for p, home, (start, stop) in zip(self.parameters, self._homes, self._ranges, strict=True):
+            view = _view(self.half[start:stop], p.shape, memory_format.of(home))
+            p.half = HalfCopy(view, p.version.count)
+
     def touched(self) -> None:
-        """Tell autograd that the values have changed."""
+        """The values have changed, and their half-precision copies with them: say so to autograd."""
         for p in self.parameters:
+            fresh = p.half is not None and p.half.version == p.version.count  # else the user has changed p since
             p.version.count += 1
+            if p.half is not None and fresh:
+                p.half.version = p.version.count
 
 
 def _view(flat: Any, shape: tuple[int, ...], layout: memory_format.MemoryFormat) -> Any:

@@ -6,11 +6,12 @@ Each class only says which state arrays it keeps and which op updates them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from dlgpu import dtypes
 from dlgpu.errors import CheckpointError, ShapeError
 from dlgpu.nn.module import Parameter
 from dlgpu.optim.arena import Arena
@@ -85,25 +86,37 @@ class Optimizer:
             for p in group.arena.parameters:
                 p.grad = None
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
+    def keep_half(self, dtype: Any) -> None:
+        """Have every step write a float16 or bfloat16 copy of the parameters too, for `dlgpu.amp.autocast`."""
+        for group in self.groups:
+            group.arena.keep_half(dtypes.parse(dtype))
+
+    def gradients(self) -> Iterator[tuple[Any, Any]]:
+        """(backend, flat gradients) of every stretch of parameters that has some."""
+        for group in self.groups:
+            for start, stop in group.arena.runs():
+                yield group.arena.backend, group.arena.grads[start:stop]
+
+    def step(self, scaler: Any = None) -> None:
+        """Update every parameter that has a gradient. `scaler` is for `dlgpu.amp.GradScaler`, which calls this."""
         self.steps += 1
         for group in self.groups:
             arena = group.arena
             for start, stop in arena.runs():
-                state = {name: array[start:stop] for name, array in group.state.items()}
-                self.update(group, arena.values[start:stop], arena.grads[start:stop], state)
+                given = {name: array[start:stop] for name, array in group.state.items()}
+                given |= dict(scaler=scaler, half=None if arena.half is None else arena.half[start:stop])
+                self.update(group, arena.values[start:stop], arena.grads[start:stop], given)
             arena.touched()
 
-    def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
-        """One stretch of an arena, by the backend's op."""
+    def update(self, group: Group, values: Any, grads: Any, given: dict[str, Any]) -> None:
+        """One stretch of an arena, by the backend's op; `given` are its state, scaler and half-precision copy."""
         raise NotImplementedError
 
     def clip_grad_norm(self, max_norm: float) -> float:
         """Scale all gradients so that their joint Euclidean norm is at most `max_norm`; returns the norm before."""
         if not max_norm > 0:
             raise ShapeError(f"[{type(self).__name__}] max_norm must be positive; got {max_norm}")
-        stretches = [group.arena.grads[start:stop] for group in self.groups for start, stop in group.arena.runs()]
+        stretches = [grads for _, grads in self.gradients()]
         norm = math.sqrt(sum(float((g * g).sum()) for g in stretches))
         if norm > max_norm:
             for g in stretches:
@@ -157,9 +170,10 @@ class SGD(Optimizer):
         if settings["nesterov"] and not settings["momentum"]:
             raise ShapeError(f"[{type(self).__name__}] nesterov needs momentum > 0; got 0")
 
-    def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
-        velocity = state.get("velocity") if group.settings["momentum"] else None
-        group.arena.backend.sgd_step(values, grads, velocity, **group.settings)
+    def update(self, group: Group, values: Any, grads: Any, given: dict[str, Any]) -> None:
+        velocity = given.pop("velocity", None)  # other groups may have momentum where this one has none
+        moving = velocity if group.settings["momentum"] else None
+        group.arena.backend.sgd_step(values, grads, moving, **given, **group.settings)
 
 
 class Momentum(SGD):
@@ -191,8 +205,8 @@ class AdaGrad(Optimizer):
     ) -> None:
         super().__init__(parameters, lr=lr, eps=eps, weight_decay=weight_decay)
 
-    def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
-        group.arena.backend.adagrad_step(values, grads, **state, **group.settings)
+    def update(self, group: Group, values: Any, grads: Any, given: dict[str, Any]) -> None:
+        group.arena.backend.adagrad_step(values, grads, **given, **group.settings)
 
 
 class RMSprop(Optimizer):
@@ -210,8 +224,8 @@ class RMSprop(Optimizer):
     ) -> None:
         super().__init__(parameters, lr=lr, alpha=alpha, eps=eps, weight_decay=weight_decay)
 
-    def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
-        group.arena.backend.rmsprop_step(values, grads, **state, **group.settings)
+    def update(self, group: Group, values: Any, grads: Any, given: dict[str, Any]) -> None:
+        group.arena.backend.rmsprop_step(values, grads, **given, **group.settings)
 
 
 class Adam(Optimizer):
@@ -230,9 +244,9 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(parameters, lr=lr, beta1=betas[0], beta2=betas[1], eps=eps, weight_decay=weight_decay)
 
-    def update(self, group: Group, values: Any, grads: Any, state: dict[str, Any]) -> None:
+    def update(self, group: Group, values: Any, grads: Any, given: dict[str, Any]) -> None:
         group.arena.backend.adam_step(
-            values, grads, **state, step=self.steps, decoupled=self.decoupled, **group.settings
+            values, grads, **given, step=self.steps, decoupled=self.decoupled, **group.settings
         )
 
 

@@ -89,7 +89,7 @@ def tensor_terms(dtype: str, transpose_a: bool, transpose_b: bool, capability: i
     if transpose_a and transpose_b:  # rare: no kernel
         return 0
     if dtype == "float":
-        return {"float32": 0, "tf32": 1, "float32x3": 3}[precision.current()] if capability >= 80 else 0
+        return {"tf32": 1, "float32x3": 3}.get(precision.current(), 0) if capability >= 80 else 0
     return int(capability >= (75 if dtype == "__half" else 80))
 
 

@@ -14,6 +14,7 @@ from dlgpu.backends.shapes import check_arenas, check_scaler
 from dlgpu.errors import DtypeError, ShapeError
 from dlgpu.threads import slices
 
+LEAST_SCALE = np.float32(2.0**-24)
 BLOCK = 1 << 15  # elements: four arrays of them fit into a core's cache
 
 
@@ -158,7 +159,7 @@ def update_scaler(
     check_scaler("update_scaler", scaler, growth_factor, backoff_factor, growth_interval)
     scale, found, good, skipped = scaler
     if found:
-        scaler[:] = scale * np.float32(backoff_factor), 0, 0, skipped + 1
+        scaler[:] = max(scale * np.float32(backoff_factor), LEAST_SCALE), 0, 0, skipped + 1
         return
     good += 1
     if good >= growth_interval:
