@@ -14,10 +14,11 @@ constexpr int kStages = 3;
 constexpr int kTileBytes = 64;  // of one row along the depth
 constexpr int kThreads = 256;
 
-// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it.
-template <typename T>
+// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it, which is
+// from architecture `kFrom` on.
+template <typename T, int kFrom = 800>
 __host__ __device__ constexpr int tensor_blocks() {
-  return sizeof(T) == 2 && DL_ARCH >= 800 && DL_ARCH < 1000 ? 2 : 1;
+  return sizeof(T) == 2 && DL_ARCH >= kFrom && DL_ARCH < 1000 ? 2 : 1;
 }
 
 // One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,

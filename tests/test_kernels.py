@@ -34,6 +34,9 @@ class OnDevice:
         self.orders = itertools.cycle(("forward", "reverse", "random"))
 
     def __getattr__(self, op: str) -> Any:
+        if op.startswith("_"):  # what Python and its tools ask any object for
+            raise AttributeError(op)
+
         def call(*args: Any, **options: Any) -> Any:
             if self.backend.name == "host":
                 order = next(self.orders)
@@ -60,6 +63,12 @@ class OnDevice:
         out = memory_format.empty(np, a.shape, a.dtype, memory_format.of(a))
         out[...] = a.get()
         return out
+
+
+def rounding(truth: np.ndarray, dtype: Any) -> np.ndarray:
+    """What storing `truth` as `dtype` may move it by: one place, or, where that is less, the step of subnormal numbers."""
+    limits = ml_dtypes.finfo(dtype)
+    return np.maximum(float(limits.eps) * np.abs(truth), float(limits.smallest_subnormal))
 
 
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda:cupy", "cuda:native")]
