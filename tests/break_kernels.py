@@ -143,9 +143,10 @@ def run(checkout: Path, tests: str, flavour: str) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "DLGPU_HOST_FLAVOUR": flavour}
     command = [sys.executable, "-m", "pytest", *chosen, *files]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)
-    if result.returncode not in (0, 1) or "does not compile" in result.stdout:
+    # A broken kernel may also end the process by a signal; pytest's own codes above 1 are no verdict.
+    if result.returncode > 1 or "does not compile" in result.stdout:
         raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-500:]}")
-    return result.returncode == 1
+    return result.returncode != 0
 
 
 if __name__ == "__main__":

@@ -77,13 +77,14 @@ class PoolOps(Launching):
         padding: Padding2d = 0,
         dilation: Size2d = 1,
         ceil_mode: bool = False,
+        layout: memory_format.MemoryFormat | None = None,
     ) -> Array:
         op = "max_pool2d_grad"
         check_floats(op, grad_output=grad_output)
         g = Pool2d.of(op, input_shape, kernel_size, stride, padding, dilation, ceil_mode)
         check_shape(op, "grad_output", grad_output.shape, g.output_shape)
         check_shape(op, "argmax", argmax.shape, g.output_shape)
-        dx = memory_format.empty(self.xp, g.input_shape, grad_output.dtype, memory_format.of(grad_output))
+        dx = memory_format.empty(self.xp, g.input_shape, grad_output.dtype, layout or memory_format.of(grad_output))
         vectors = self._vectors(grad_output, argmax, dx)
         plan = max_plan(op, g, dx, argmax, grad_output, argmax, dx, vectors=vectors)
         self.run(plan, grad_output, argmax, dx)
@@ -116,12 +117,13 @@ class PoolOps(Launching):
         padding: Padding2d = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        layout: memory_format.MemoryFormat | None = None,
     ) -> Array:
         op = "avg_pool2d_grad"
         check_floats(op, grad_output=grad_output)
         g = Pool2d.of(op, input_shape, kernel_size, stride, padding, 1, ceil_mode)
         check_shape(op, "grad_output", grad_output.shape, g.output_shape)
-        dx = memory_format.empty(self.xp, g.input_shape, grad_output.dtype, memory_format.of(grad_output))
+        dx = memory_format.empty(self.xp, g.input_shape, grad_output.dtype, layout or memory_format.of(grad_output))
         plan = avg_plan(op, g, count_include_pad, grad_output, dx, vectors=self._vectors(grad_output, dx))
         self.run(plan, grad_output, dx)
         return dx
