@@ -36,6 +36,11 @@ def current_capability(cupy: Any) -> int:
     return int(cupy.cuda.Device().compute_capability)
 
 
+def multiprocessors(cupy: Any) -> int:
+    """Of CuPy's current device: 132 in an H100."""
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+
 def refuse_count(kernel: str, count: int) -> NoReturn:
     """Raise what is wrong with a launch that passes `count` arguments."""
     raise ShapeError(f"[{kernel}] takes {len(sources.parameters(kernel))} arguments; got {count}")
