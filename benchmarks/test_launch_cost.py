@@ -4,7 +4,8 @@
     python -m benchmarks.test_launch_cost                               the same, by stage, and where the time goes
 
 Ops replay their programs (`dlgpu.backends.kernels.programs`), but for those whose numbers change with every call. The
-launcher here does what CuPy's does with the arguments, and then nothing. Arrays are NumPy's. So CuPy's own share is missing: allocating outputs from its pool, views, and cuLaunchKernel.
+launcher here does what CuPy's does with the arguments, and then nothing. Arrays are NumPy's. So CuPy's own share is
+missing: allocating outputs from its pool, views, and cuLaunchKernel.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ class Nothing:
 
     def __init__(self) -> None:
         self.count = 0
+
+    def identity(self) -> dict[str, str]:
+        return {}
 
     def prepare(self, plan: Any) -> Any:
         def start(arrays: list[Any]) -> None:

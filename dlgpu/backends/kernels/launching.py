@@ -41,6 +41,10 @@ class Launcher(Protocol):
         """Number of the current device: what was chosen for one is not used on another."""
         ...
 
+    def identity(self) -> dict[str, str]:
+        """Names "gpu" and "driver" of the current device: what was tuned on another does not hold here."""
+        ...
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel; raises if its name or arguments do not fit."""
         ...

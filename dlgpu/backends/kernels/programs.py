@@ -20,7 +20,7 @@ from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, address
 from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
-from dlgpu.backends.kernels.symbol import Symbol, SymbolicArrays, Unrecordable
+from dlgpu.backends.kernels.symbol import Symbol, SymbolicArrays
 from dlgpu.backends.kernels.tiles import Target
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class Call(NamedTuple):
         """The values with symbols in place of arrays, which have the slots 1, 2, ..."""
         slots = itertools.count(1)
         return [Symbol(next(slots), v[0], v[2], v[1], v[3]) if is_array(v) else v for v in self.values]
+
+
+def stand_in(array: Array) -> tuple[Any, ...]:
+    """What a `Call` holds of an array."""
+    return array.shape, array.strides, array.dtype, address(array) % ALIGNMENT
 
 
 def is_array(value: Any) -> bool:
@@ -208,10 +213,10 @@ class Replayed:
         for value in (*args, *options.values()):
             if isinstance(value, self._array):
                 memory.append(value)
-                value = (value.shape, value.strides, value.dtype, address(value) % ALIGNMENT)
+                value = stand_in(value)
             values.append(value)
         backend = self._backend
-        launcher = backend.launcher
+        launcher: Any = backend.launcher
         call = (self._op, len(args), tuple(options), tuple(values))
         try:
             program = backend.program(call, launcher, launcher.device, precision.current(), tuning.current())
@@ -228,11 +233,3 @@ def _hashable(call: Any) -> bool:
     except TypeError:
         return False
     return True
-
-
-def program_for(call: Any, launcher: Any, device: int, chosen: str, settings: tuning.Tuning) -> Program | None:
-    """The program of a call on the current device and with the current settings; None if it has none."""
-    try:
-        return build(Call(*call), launcher)
-    except Unrecordable:
-        return None

@@ -25,6 +25,7 @@ from dlgpu.backends.launchers.gpu import (
     NUMBERS,
     cupy_with_gpu,
     current_capability,
+    identity,
     multiprocessors,
     refuse,
     refuse_count,
@@ -55,6 +56,9 @@ class CupyLauncher:
     @property
     def device(self) -> int:
         return self.xp.cuda.runtime.getDevice()
+
+    def identity(self) -> dict[str, str]:
+        return identity(self.xp)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""

@@ -138,6 +138,10 @@ class HostLauncher:
         except RuntimeError as error:
             raise RuntimeError(_positions_to_lines(self._library, str(error))) from None
 
+    def identity(self) -> dict[str, str]:
+        """Of the processor."""
+        return {"gpu": f"none: {platform.machine()} {self.flavour}", "driver": "g++"}
+
     def prepare(self, plan: Plan) -> Start:
         """The plan as a function of its arrays."""
         return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)

@@ -14,7 +14,7 @@ from typing import Any
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.launching import Start
 from dlgpu.backends.kernels.plan import Dim3, Plan
-from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability, multiprocessors
+from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability, identity, multiprocessors
 from dlgpu.errors import BackendUnavailable
 
 MODULE = "dlgpu.backends.launchers._native"
@@ -66,6 +66,9 @@ class NativeLauncher:
     @property
     def device(self) -> int:
         return self.xp.cuda.runtime.getDevice()
+
+    def identity(self) -> dict[str, str]:
+        return identity(self.xp)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later.
