@@ -44,9 +44,10 @@ def autotune(enabled: bool = True) -> Iterator[None]:
 
 @contextmanager
 def workspace_limit(limit: int) -> Iterator[None]:
-    """Inside a `with` block, no op allocates more than about `limit` bytes besides its results.
+    """Inside a `with` block, no buffer of an op (columns, transformed tiles, slabs) is larger than `limit` bytes.
 
-    What needs more works in rounds, down to one image at a time; layout copies are not counted. Raises `ShapeError`.
+    What needs more works in rounds, down to one image at a time. Results and layout copies are not counted; a tuner
+    counts all but the results, together. Raises `ShapeError`.
     """
     if limit < 0:
         raise ShapeError(f"[workspace_limit] limit must be a number of bytes >= 0; got {limit}")
