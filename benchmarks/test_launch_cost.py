@@ -3,8 +3,9 @@
     pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      microseconds per op
     python -m benchmarks.test_launch_cost                               the same, by stage, and where the time goes
 
-The launcher here does what CuPy's does with the arguments (`dlgpu.backends.launchers.cupy.cast`) and then nothing.
-Arrays are NumPy's. So CuPy's own share is missing: allocating outputs from its pool, views, and cuLaunchKernel.
+Ops replay their programs (`dlgpu.backends.kernels.programs`), but for those whose numbers change with every call. The
+launcher here does what CuPy's does with the arguments, and then nothing. Arrays are NumPy's. So CuPy's own share is
+missing: allocating outputs from its pool, views, and cuLaunchKernel.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlgpu.backends.kernels import KernelBackend
-from dlgpu.backends.launchers.cupy import cast
+from dlgpu.backends.kernels import KernelBackend, sources
+from dlgpu.backends.launchers.cupy import NULL, cast
 from dlgpu.bench import check
 from dlgpu.bench.cases import Case, select, tiny
 from dlgpu.bench.contestants import arranged
@@ -29,10 +30,19 @@ from dlgpu.bench.contestants import arranged
 class Nothing:
     """A launcher that launches nothing. `count` says how often it did not."""
 
-    xp, capability = np, 90
+    xp, capability, sms, device = np, 90, 132, 0
 
     def __init__(self) -> None:
         self.count = 0
+
+    def identity(self) -> dict[str, str]:
+        return {}
+
+    def prepare(self, plan: Any) -> Any:
+        def start(arrays: list[Any]) -> None:
+            self.count += 1
+
+        return start
 
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         self.count += 1
@@ -44,6 +54,15 @@ class Packing(Nothing):
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         cast(kernel, args, np.ndarray)
         self.count += 1
+
+    def prepare(self, plan: Any) -> Any:
+        numbers = cast(plan.kernel, plan.args, np.ndarray, len(sources.parameters(plan.kernel)) - len(plan.args))
+
+        def start(arrays: list[Any]) -> tuple[Any, ...]:
+            self.count += 1
+            return (*[NULL if a is None else a for a in arrays], *numbers)
+
+        return start
 
 
 def cases() -> list[Case]:

@@ -5,6 +5,7 @@ Importing it touches no device, compiles nothing and starts no thread.
 
 from dlgpu import amp, backends, functional, memory_format
 from dlgpu.autograd import is_grad_enabled, no_grad, set_grad_enabled
+from dlgpu.backends.tuning import autotune, workspace_limit
 from dlgpu.dtypes import bfloat16, float16, float32, float64
 from dlgpu.errors import DlgpuError
 from dlgpu.random import manual_seed
@@ -28,6 +29,7 @@ __all__ = [
     "DlgpuError",
     "Tensor",
     "amp",
+    "autotune",
     "backends",
     "bfloat16",
     "cat",
@@ -48,5 +50,6 @@ __all__ = [
     "set_grad_enabled",
     "stack",
     "tensor",
+    "workspace_limit",
     "zeros",
 ]

@@ -13,7 +13,7 @@ from test_kernels import LAYOUTS, kernels, rounding, values  # noqa: F401  # a f
 
 from dlgpu import memory_format
 from dlgpu.backends import precision, reference
-from dlgpu.backends.kernels import conv_implicit
+from dlgpu.backends.kernels import conv_implicit, tiles
 from dlgpu.backends.shapes import Conv2d
 
 # dtype, precision, what rounding a factor loses, relatively
@@ -155,8 +155,15 @@ def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, dtype: Any) -> No
 
 
 @pytest.mark.parametrize(("dtype", "name", "terms"), [(np.float32, "float", 0), (np.float16, "__half", 1)])
-def test_large_tiles(kernels: Any, dtype: Any, name: str, terms: int) -> None:  # noqa: F811
-    """Enough work for the 128 x 128 tiles, in all three products."""
+def test_large_tiles(
+    kernels: Any,  # noqa: F811
+    dtype: Any,
+    name: str,
+    terms: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The 128 x 128 tiles, in all three products."""
+    monkeypatch.setattr(tiles.Product, "edges", lambda self: (128,))
     x, w = values(1, (9, 72, 43, 44), dtype, "channels_last"), values(2, (136, 72, 1, 1), dtype)
     g = Conv2d.of("conv2d", x.shape, w.shape, None, 1, 0, 1, 1)
     plans = [

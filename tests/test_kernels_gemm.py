@@ -186,7 +186,7 @@ def test_tiles_cover_output_and_depth(m: int, n: int, k: int) -> None:
     splits = z // 3
     assert z % 3 == 0
     assert chosen.slabs == (splits * 3 * m * n if splits > 1 else 0)
-    assert chosen.slabs * 4 <= tiles.SLAB_BYTES
+    assert chosen.slabs * 4 <= tiles.WORKSPACE_BYTES
     assert splits == 1 or k * 2 >= splits * tiles.LEAST_DEPTH_BYTES
     assert (chosen.sum is None) == (splits == 1)
 

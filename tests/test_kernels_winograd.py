@@ -14,8 +14,7 @@ from test_kernels_conv_implicit import wide
 from test_kernels_gemm import checked
 
 from dlgpu import memory_format
-from dlgpu.backends import reference
-from dlgpu.backends.kernels import conv_winograd
+from dlgpu.backends import reference, tuning
 from dlgpu.backends.kernels.recorder import Recorder
 from dlgpu.errors import ShapeError
 
@@ -100,15 +99,15 @@ def test_epilogues(kernels: Any, algorithm: str, groups: int, size: tuple[int, i
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_one_image_at_a_time(kernels: Any, algorithm: str, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_one_image_at_a_time(kernels: Any, algorithm: str) -> None:  # noqa: F811
     x, w = values(5, (3, 4, 8, 9), np.float32), values(6, (6, 2, 3, 3), np.float32)
     dy = values(7, (3, 6, 8, 9), np.float32)
     how: dict[str, Any] = dict(padding=1, groups=2, algorithm=algorithm)
     whole = kernels.conv2d(x, w, **how), kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **how)
-    monkeypatch.setattr(conv_winograd, "WORKSPACE_BYTES", 1)
-    np.testing.assert_array_equal(kernels.conv2d(x, w, **how), whole[0])
-    np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **how), whole[1])
-    dw = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, **how)
+    with tuning.workspace_limit(1):
+        np.testing.assert_array_equal(kernels.conv2d(x, w, **how), whole[0])
+        np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **how), whole[1])
+        dw = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, **how)
     check(dw, "conv2d_grad_weight", algorithm, (dy, x), 216, weight_shape=w.shape, padding=1, groups=2)
 
 

@@ -139,6 +139,9 @@ class _Log:
         self.lines.append(f"{kernel.removeprefix('dl::')} on {sizes}")
         self._launcher.launch(kernel, grid, block, args, shared_bytes)
 
+    def prepare(self, plan: Any) -> Any:
+        return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+
 
 class Torch:
     """PyTorch in one memory format, with `cudnn.benchmark`, on the same device and stream as we are.

@@ -20,9 +20,6 @@ from dlgpu.threads import slices
 if TYPE_CHECKING:
     from dlgpu.backends.kernels.conv import ConvOps
 
-# Most bytes of column matrix at a time; images beyond go in further rounds.
-WORKSPACE_BYTES = 1 << 28
-
 
 class Im2col(ConvAlgorithm):
     """`algorithm="im2col"`."""
@@ -44,7 +41,7 @@ class Im2col(ConvAlgorithm):
         filters = ops.dense(weight, "contiguous")
         extra = None if residual is None else ops.dense(residual, "channels_last")
         matrices = _side_by_side(g, "out")
-        for images in _rounds(g, x.itemsize):
+        for images in _rounds(g, x.itemsize, ops.target.workspace):
             rows, added = _rows(y[images]), None if extra is None else _rows(extra[images])
             product = Gemm(g.G, len(rows), g.K // g.G, _depth(g))
             how: dict[str, Any] = dict(transpose_b=True, activation=activation, matrices=matrices)
@@ -55,7 +52,7 @@ class Im2col(ConvAlgorithm):
         op = "conv2d_grad_input"
         dx = memory_format.empty(ops.xp, g.input_shape, grad_output.dtype, memory_format.of(grad_output, weight))
         filters, dy = ops.dense(weight, "contiguous"), ops.dense(grad_output, "channels_last")
-        for images in _rounds(g, dx.itemsize):
+        for images in _rounds(g, dx.itemsize, ops.target.workspace):
             rows = _rows(dy[images])
             product = Gemm(g.G, len(rows), _depth(g), g.K // g.G)
             columns = ops.xp.empty((len(rows), g.G * _depth(g)), dx.dtype)
@@ -71,7 +68,7 @@ class Im2col(ConvAlgorithm):
         op = "conv2d_grad_weight"
         dy = ops.dense(grad_output, "channels_last")
         total: Array | None = None
-        for images in _rounds(g, x.itemsize):
+        for images in _rounds(g, x.itemsize, ops.target.workspace):
             rows = _rows(dy[images])
             product = Gemm(g.G, g.K // g.G, _depth(g), len(rows))
             part = ops.xp.empty(g.weight_shape, x.dtype)
@@ -102,9 +99,10 @@ def _rows(y: Array) -> Array:
     return y.transpose(0, 2, 3, 1).reshape(n * p * q, k)
 
 
-def _rounds(g: Conv2d, itemsize: int) -> list[slice]:
+def _rounds(g: Conv2d, itemsize: int, workspace: int) -> list[slice]:
+    """Images whose columns fit into the workspace."""
     per_image = max(1, g.P * g.Q * g.G * _depth(g) * itemsize)
-    return slices(g.N, max(1, WORKSPACE_BYTES // per_image))
+    return slices(g.N, max(1, workspace // per_image))
 
 
 def _side_by_side(g: Conv2d, rows: str) -> gemm.Matrices:

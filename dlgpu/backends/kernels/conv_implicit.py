@@ -14,37 +14,42 @@ from dlgpu.backends.kernels.gemm import tensor_terms
 from dlgpu.backends.kernels.geometry import conv
 from dlgpu.backends.kernels.plan import Plan, check_count, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
+from dlgpu.backends.kernels.tiles import ANY, Target
 from dlgpu.backends.shapes import Conv2d
 
 if TYPE_CHECKING:
     from dlgpu.backends.kernels.conv import ConvOps
 
 
-def forward_plan(g: Conv2d, dtype: str, terms: int, *, relu: bool, pooled: bool, aligned: bool) -> Plan:
+def forward_plan(
+    g: Conv2d, dtype: str, terms: int, *, relu: bool, pooled: bool, aligned: bool, target: Target = ANY
+) -> Plan:
     """Rows are output pixels (pooled: whole 2x2 windows only). Arrays: x, weight, residual, bias, y, argmax."""
     rows = g.N * (g.P // 2) * (g.Q // 2) * 4 if pooled else g.N * g.P * g.Q
     filters, depth = g.K // g.G, g.R * g.S * (g.C // g.G)
     extents = (g.C // g.G,) if terms else (g.C // g.G, filters)  # without tensor cores outputs are vectors too
     vector = aligned and tiles.fits(dtype, extents)
-    tile = _tile("conv2d", g, dtype, terms, g.G, rows, filters, depth, vector, split=False)
+    tile = _tile("conv2d", g, dtype, terms, g.G, rows, filters, depth, vector, target, split=False)
     return _plan("conv2d", dtype, tile, conv(g), int(relu))
 
 
-def grad_input_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool) -> Plan:
+def grad_input_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool, target: Target = ANY) -> Plan:
     """Rows are the input pixels of one phase of the strides. Arrays: dy, weight, dx."""
     phases = g.stride[0] * g.stride[1]
     rows = g.N * -(-g.H // g.stride[0]) * -(-g.W // g.stride[1])
     depth = g.R * g.S * (g.K // g.G) // phases
     vector = aligned and tiles.fits(dtype, (g.K // g.G, g.C // g.G))
-    tile = _tile("conv2d_grad_input", g, dtype, terms, g.G * phases, rows, g.C // g.G, depth, vector, split=False)
+    tile = _tile(
+        "conv2d_grad_input", g, dtype, terms, g.G * phases, rows, g.C // g.G, depth, vector, target, split=False
+    )
     return _plan("conv2d_grad_input", dtype, tile, conv(g))
 
 
-def grad_weight_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool) -> tuple[Plan, int]:
+def grad_weight_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool, target: Target = ANY) -> tuple[Plan, int]:
     """-> (plan, parts of the depth, which runs over output pixels). Arrays: dy, x, slabs, bias slabs or None."""
     rows, weights, depth = g.K // g.G, g.R * g.S * (g.C // g.G), g.N * g.P * g.Q
     vector = aligned and tiles.fits(dtype, (g.K // g.G, g.C // g.G))
-    tile = _tile("conv2d_grad_weight", g, dtype, terms, g.G, rows, weights, depth, vector, split=True)
+    tile = _tile("conv2d_grad_weight", g, dtype, terms, g.G, rows, weights, depth, vector, target, split=True)
     return _plan("conv2d_grad_weight", dtype, tile, conv(g), tile.splits), tile.splits
 
 
@@ -56,7 +61,7 @@ def sum_plan(count: int, dtype: str, splits: int) -> Plan:
 
 def _plan(op: str, dtype: str, tile: tiles.Tile, *args: object) -> Plan:
     kernel = f"dl::{op}{tile.kernels}<{dtype}, {tile.types}>"
-    return Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why)
+    return Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why, cycles=tile.cycles)
 
 
 def _tile(
@@ -69,12 +74,13 @@ def _tile(
     columns: int,
     depth: int,
     vector: bool,
+    target: Target,
     *,
     split: bool,
 ) -> tiles.Tile:
     for count in (g.N * g.C * g.H * g.W, g.N * g.K * g.P * g.Q, g.K * (g.C // g.G) * g.R * g.S):
         check_count(op, count)
-    return tiles.choose(op, dtype, batches, rows, columns, depth, vector=vector, terms=terms, split=split)
+    return tiles.choose(op, tiles.Product(dtype, batches, rows, columns, depth, vector, terms, split), target)
 
 
 class ImplicitGemm(ConvAlgorithm):
@@ -100,7 +106,9 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, g.output_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
-        plan = forward_plan(g, dtype, terms, relu=activation == "relu", pooled=False, aligned=aligned)
+        plan = forward_plan(
+            g, dtype, terms, relu=activation == "relu", pooled=False, aligned=aligned, target=ops.target
+        )
         ops.run(plan, x, weight, residual, bias, y, None)
         return y
 
@@ -112,7 +120,7 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, shape, x.dtype, "channels_last")
         argmax = memory_format.empty(ops.xp, shape, np.dtype(np.uint8), "channels_last")
         dtype, terms = _storage(ops, x)
-        plan = forward_plan(g, dtype, terms, relu=True, pooled=True, aligned=ops.aligned(x, weight))
+        plan = forward_plan(g, dtype, terms, relu=True, pooled=True, aligned=ops.aligned(x, weight), target=ops.target)
         ops.run(plan, x, weight, None, bias, y, argmax)
         return y, argmax
 
@@ -120,7 +128,7 @@ class ImplicitGemm(ConvAlgorithm):
         dy, weight = ops.dense(grad_output, "channels_last"), ops.dense(weight, "channels_last")
         dx = memory_format.empty(ops.xp, g.input_shape, dy.dtype, "channels_last")
         dtype, terms = _storage(ops, dy)
-        ops.run(grad_input_plan(g, dtype, terms, aligned=ops.aligned(dy, weight)), dy, weight, dx)
+        ops.run(grad_input_plan(g, dtype, terms, aligned=ops.aligned(dy, weight), target=ops.target), dy, weight, dx)
         return dx
 
     def grad_weight(
@@ -130,7 +138,7 @@ class ImplicitGemm(ConvAlgorithm):
         dw = memory_format.empty(ops.xp, g.weight_shape, x.dtype, "channels_last")
         db = ops.xp.empty(g.K, x.dtype) if with_bias else None
         dtype, terms = _storage(ops, x)
-        plan, splits = grad_weight_plan(g, dtype, terms, aligned=ops.aligned(dy, x))
+        plan, splits = grad_weight_plan(g, dtype, terms, aligned=ops.aligned(dy, x), target=ops.target)
         slabs = ops.xp.empty((splits, dw.size), np.float32)
         bias_slabs = ops.xp.empty((splits, g.K), np.float32) if with_bias else None
         ops.run(plan, dy, x, slabs, bias_slabs)

@@ -10,7 +10,6 @@ import numpy as np
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
-from dlgpu.backends.kernels.conv_im2col import WORKSPACE_BYTES
 from dlgpu.backends.kernels.geometry import strides
 from dlgpu.backends.kernels.plan import MOST_YZ, Plan, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
@@ -133,7 +132,7 @@ class Winograd(ConvAlgorithm):
         if fused:
             ops.run(self._fused_plan(op, w, dtype, relu), x, u, residual, bias, y, argmax)
             return
-        for images in self._rounds(w):
+        for images in self._rounds(w, ops.target.workspace):
             part = x[images]
             v = self._transformed(ops, op, "winograd_input", w, part)
             products = ops.xp.empty((self.places, len(part) * w.tile_count(self.m), w.outputs), np.float32)
@@ -152,7 +151,7 @@ class Winograd(ConvAlgorithm):
         op, w = "conv2d_grad_weight", Product.forward(g)
         dy, x = ops.dense(grad_output, "channels_last"), ops.dense(x, "channels_last")
         du = ops.xp.zeros((self.places, g.K * g.C // g.G), np.float32)
-        for images in self._rounds(w):
+        for images in self._rounds(w, ops.target.workspace):
             v = self._transformed(ops, op, "winograd_input", w, x[images])
             products = self._transformed(ops, op, "winograd_gradient", w, dy[images])
             rows = len(x[images]) * w.tile_count(self.m)
@@ -186,6 +185,6 @@ class Winograd(ConvAlgorithm):
         ops.run(elementwise(op, f"dl::{kernel}<{storage(op, part.dtype)}, {self.m}>", count, *args), part, out)
         return out
 
-    def _rounds(self, w: Product) -> list[slice]:
+    def _rounds(self, w: Product, workspace: int) -> list[slice]:
         per_image = 4 * self.places * w.tile_count(self.m) * (w.inputs + w.outputs)
-        return slices(w.N, max(1, WORKSPACE_BYTES // max(1, per_image)))
+        return slices(w.N, max(1, workspace // max(1, per_image)))

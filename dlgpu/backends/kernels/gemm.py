@@ -13,6 +13,7 @@ from dlgpu.backends.kernels import tiles
 from dlgpu.backends.kernels.launching import Launching
 from dlgpu.backends.kernels.plan import MOST_YZ, Plan, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
+from dlgpu.backends.kernels.tiles import ANY, Target
 from dlgpu.backends.shapes import Gemm, Linear, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError
@@ -62,6 +63,7 @@ def plan(
     matrices: Matrices | None = None,
     terms: int = 0,
     aligned: bool = True,
+    target: Target = ANY,
 ) -> ProductPlan:
     """`aligned` says that every array begins at a multiple of 16 bytes; `terms` is what `tensor_terms` gives."""
     m = matrices or Matrices.dense(g, transpose_a, transpose_b)
@@ -70,13 +72,13 @@ def plan(
     if not terms:  # also the output is written in vectors
         extents += [g.N, m.ldo] + ([m.stride_o] if g.B > 1 else [])
     vector = aligned and tiles.fits(dtype, extents)
-    tile = tiles.choose(op, dtype, g.B, g.M, g.N, g.K, vector=vector, terms=terms)
+    tile = tiles.choose(op, tiles.Product(dtype, g.B, g.M, g.N, g.K, vector, terms), target)
     flags = ", ".join(str(flag).lower() for flag in (transpose_a, transpose_b))
     sizes = pack("Gemm", g.M, g.N, g.K, m.lda, m.ldb, m.ldo)
     end = (float(alpha), float(beta), int(relu), g.B, tile.splits)
     kernel = f"dl::gemm{tile.kernels}<{dtype}, {flags}, {tile.types}>"
     args = (sizes, *end, m.stride_a, m.stride_b, m.stride_o)
-    product = Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why)
+    product = Plan(kernel, tile.grid, (tile.threads, 1, 1), args, why=tile.why, cycles=tile.cycles)
     if tile.splits == 1:
         return ProductPlan(product, None, 0)
     count = g.B * g.M * g.N
@@ -184,7 +186,7 @@ class GemmOps(Launching):
         terms = tensor_terms(dtype, transpose_a, transpose_b, self.launcher.capability)
         how: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu", matrices=matrices)
         aligned = self.aligned(a, b, out, *(() if c is None else (c,)))
-        chosen = plan(op, g, dtype, transpose_a, transpose_b, **how, terms=terms, aligned=aligned)
+        chosen = plan(op, g, dtype, transpose_a, transpose_b, **how, terms=terms, aligned=aligned, target=self.target)
         slabs = self.xp.empty(chosen.slabs, np.float32) if chosen.sum is not None else None
         self.run(chosen.product, a, b, c, bias, out, slabs)
         if chosen.sum is not None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 
 from dlgpu import memory_format
+from dlgpu.backends import tuning
 from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.geometry import four_axes, strides
 from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Dim3, Plan, check_count, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.kernels.tiles import Target
+
+Start = Callable[[list[Any]], None]  # launches one plan on its arrays
 
 TURNED = 64  # rows and columns of the tile of kernels/movement.cuh that a block turns
 
@@ -28,9 +33,35 @@ class Launcher(Protocol):
         """What the device can do: 75, 80, 86, 89, 90 or 100, as in sm_90."""
         ...
 
+    @property
+    def sms(self) -> int:
+        """Multiprocessors of the device."""
+        ...
+
+    @property
+    def device(self) -> int:
+        """Number of the current device: what was chosen for one is not used on another."""
+        ...
+
+    def identity(self) -> dict[str, str]:
+        """Names "gpu" and "driver" of the current device: what was tuned on another does not hold here."""
+        ...
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel; raises if its name or arguments do not fit."""
         ...
+
+    def prepare(self, plan: Plan) -> Start:
+        """The same for one plan, to be started often: what can be done beforehand is done here."""
+        ...
+
+
+ALIGNMENT = 16  # bytes of a vector
+
+
+def address(x: Array) -> int:
+    """Where the first element of an array lies, in bytes."""
+    return x.ctypes.data if type(x) is np.ndarray else x.data.ptr
 
 
 def copy_plan(op: str, x: Array, y: Array) -> Plan:
@@ -67,6 +98,11 @@ class Launching:
         self.launcher = launcher
         self.xp = launcher.xp
 
+    @property
+    def target(self) -> Target:
+        """What plans are made for."""
+        return Target(self.launcher.sms, tuning.current().workspace_limit)
+
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         """Launch a plan on its arrays, unless there is nothing to compute."""
         if not plan.empty:
@@ -74,7 +110,7 @@ class Launching:
 
     def aligned(self, *arrays: Array) -> bool:
         """Whether each begins at a multiple of 16 bytes, as vector copies want it."""
-        return all((x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr) % 16 == 0 for x in arrays)
+        return all(address(x) % ALIGNMENT == 0 for x in arrays)
 
     def dense(self, x: Array, layout: memory_format.MemoryFormat) -> Array:
         """`x` without gaps in the given format (contiguous unless 4-D): kernels walk over memory."""

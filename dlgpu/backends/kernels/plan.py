@@ -27,7 +27,8 @@ MOST_YZ = 65_535  # CUDA's limit for grid.y and grid.z
 class Plan:
     """One launch without its arrays: `args` holds the scalars and structs that follow them.
 
-    `why` says in a few words what the choice was made for.
+    `why` says in a few words what the choice was made for; `cycles` is what `tiles.predict` says of
+    products.
     """
 
     kernel: str
@@ -36,6 +37,7 @@ class Plan:
     args: tuple[Any, ...] = ()
     shared_bytes: int = 0
     why: str = ""
+    cycles: float = 0.0
 
     @property
     def empty(self) -> bool:

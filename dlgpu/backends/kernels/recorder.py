@@ -9,23 +9,23 @@ from typing import Any
 import numpy as np
 
 from dlgpu.backends.contract import Array
-from dlgpu.backends.kernels import KernelBackend
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
 
 
-class Recorder(KernelBackend):
+class Recorder(KernelOps):
     """The ops of the contract on arrays without contents (`phantom`): they make their plans, nothing is computed.
 
     Args:
-        capability: of the device to plan for: 75, 80, 86, 89, 90 or 100.
+        capability, sms: of the device to plan for: 75, 80, 86, 89, 90 or 100; its multiprocessors.
 
     Attributes:
         plans: what would have been launched, in order.
     """
 
-    def __init__(self, capability: int = 90) -> None:
+    def __init__(self, capability: int = 90, sms: int = 132) -> None:
         arrays = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
-        super().__init__("recorder", "host-kernels", SimpleNamespace(xp=arrays, capability=capability))
+        super().__init__(SimpleNamespace(xp=arrays, capability=capability, sms=sms))
         self.plans: list[Plan] = []
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:

@@ -8,6 +8,9 @@ in a cache folder under a hash of every source file.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,17 @@ import numpy as np
 import dlgpu
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
-from dlgpu.backends.kernels.plan import Dim3
-from dlgpu.backends.launchers.gpu import NUMBERS, cupy_with_gpu, current_capability, refuse, refuse_count
+from dlgpu.backends.kernels.launching import Start
+from dlgpu.backends.kernels.plan import Dim3, Plan
+from dlgpu.backends.launchers.gpu import (
+    NUMBERS,
+    cupy_with_gpu,
+    current_capability,
+    identity,
+    multiprocessors,
+    refuse,
+    refuse_count,
+)
 from dlgpu.errors import BackendUnavailable
 from dlgpu.files import atomic_file, cache_folder
 
@@ -37,14 +49,40 @@ class CupyLauncher:
     def capability(self) -> int:
         return current_capability(self.xp)
 
+    @property
+    def sms(self) -> int:
+        return multiprocessors(self.xp)
+
+    @property
+    def device(self) -> int:
+        return self.xp.cuda.runtime.getDevice()
+
+    def identity(self) -> dict[str, str]:
+        return identity(self.xp)
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""
+        self._function(kernel)(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
+
+    def prepare(self, plan: Plan) -> Start:
+        """The plan as a function of its arrays, with its numbers and structs cast once."""
+        function, first = self._function(plan.kernel), len(sources.parameters(plan.kernel)) - len(plan.args)
+        numbers = cast(plan.kernel, plan.args, self.xp.ndarray, first)
+        grid, block, shared = plan.grid, plan.block, plan.shared_bytes
+
+        def start(arrays: list[Any]) -> None:
+            pointers = [NULL if a is None else a for a in arrays]
+            function(grid, block, (*pointers, *numbers), shared_mem=shared)
+
+        return start
+
+    def _function(self, kernel: str) -> Any:
         arch = architecture(self.capability)
         function = self._functions.get((kernel, arch))
         if function is None:
             self._load(sources.family_of(kernel), arch)
             function = self._functions[kernel, arch]
-        function(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
+        return function
 
     def _load(self, family: str, arch: str) -> None:
         path, names = cubin(family, arch)
@@ -68,39 +106,45 @@ def architecture(capability: int) -> str:
     return f"sm_{max(fits)}"
 
 
-def cast(kernel: str, args: tuple[Any, ...], array: type) -> tuple[Any, ...]:
+NULL = np.uint64(0)
+
+
+def cast(kernel: str, args: tuple[Any, ...], array: type, first: int = 0) -> tuple[Any, ...]:
     """The arguments as CuPy has to be given them: it checks nothing, and would pass a Python float as a double.
+
+    `args` are those from parameter number `first` on, to the last.
 
     Raises:
         DtypeError, ShapeError: a count, kind or value that does not fit the kernel's declaration.
     """
-    parameters = sources.parameters(kernel)
-    if len(args) != len(parameters):
-        refuse_count(kernel, len(args))
-    result = []
-    with np.errstate(over="raise"):
-        for index, (parameter, value) in enumerate(zip(parameters, args, strict=True)):
-            converted = _cast(parameter, value, array)
-            if converted is None:
-                refuse(kernel, index, value)
-            result.append(converted)
+    casts = _casts(kernel, array)
+    if first < 0 or first + len(args) != len(casts):
+        refuse_count(kernel, first + len(args))
+    result = [convert(value) for convert, value in zip(casts[first:], args, strict=True)]
+    for index, value in enumerate(result):
+        if value is None:
+            refuse(kernel, first + index, args[index])
     return tuple(result)
 
 
-def _cast(parameter: sources.Parameter, value: Any, array: type) -> Any:
-    """The value as the parameter's type; None if it does not fit."""
-    if parameter.pointer:
-        return np.uint64(0) if value is None else value if isinstance(value, array) else None
+@cache
+def _casts(kernel: str, array: type) -> tuple[Callable[[Any], Any], ...]:
+    """For each parameter: a value -> that value as the parameter's type; None if it does not fit."""
+    return tuple(_cast_to(parameter, array) for parameter in sources.parameters(kernel))
+
+
+def _cast_to(parameter: sources.Parameter, array: type) -> Callable[[Any], Any]:
     kind = parameter.type
-    assert kind is not None
+    if kind is None:
+        return lambda value: NULL if value is None else value if isinstance(value, array) else None
     if kind.names:
-        return value if getattr(value, "dtype", None) == kind else None
-    if not isinstance(value, NUMBERS[kind.kind]):
-        return None
-    try:
-        return kind.type(value if kind.kind == "f" else int(value))  # NumPy's own integers would wrap around
-    except (OverflowError, FloatingPointError):
-        return None
+        return lambda value: value if getattr(value, "dtype", None) == kind else None
+    make, numbers = kind.type, NUMBERS[kind.kind]
+    if kind.kind == "f":
+        most = float(np.finfo(kind).max)
+        return lambda value: make(value) if isinstance(value, numbers) and not most < abs(value) < math.inf else None
+    low, high = np.iinfo(kind).min, np.iinfo(kind).max
+    return lambda value: make(int(value)) if isinstance(value, numbers) and low <= value <= high else None
 
 
 def cubin(family: str, arch: str) -> tuple[Path, dict[str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -34,6 +35,20 @@ def cupy_with_gpu(backend: str) -> Any:
 def current_capability(cupy: Any) -> int:
     """Of CuPy's current device: 90 for an H100. CuPy remembers it, so that asking costs little."""
     return int(cupy.cuda.Device().compute_capability)
+
+
+def multiprocessors(cupy: Any) -> int:
+    """Of CuPy's current device: 132 in an H100."""
+    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+
+
+def identity(cupy: Any) -> dict[str, str]:
+    """Name of CuPy's current device, and version of the driver (where Linux does not say: of the API it offers)."""
+    runtime = cupy.cuda.runtime
+    name = runtime.getDeviceProperties(runtime.getDevice())["name"]
+    text = Path("/proc/driver/nvidia/version")
+    driver = text.read_text().splitlines()[0] if text.exists() else f"CUDA {runtime.driverGetVersion()}"
+    return {"gpu": name.decode() if isinstance(name, bytes) else str(name), "driver": driver}
 
 
 def refuse_count(kernel: str, count: int) -> NoReturn:

@@ -36,6 +36,8 @@ from typing import Any
 import numpy
 
 from dlgpu.backends.cuda_headers import cuda_headers
+from dlgpu.backends.kernels.launching import Start
+from dlgpu.backends.kernels.plan import Plan
 from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
 from dlgpu.files import cache_folder
 
@@ -75,7 +77,7 @@ class HostLauncher:
     """
 
     xp = numpy
-    capability = 90  # plans are made as for this device
+    capability, sms, device = 90, 132, 0  # plans are made as for an H100
 
     def __init__(
         self, flavour: str | None = None, extra_sources: Iterable[Path] = (), *, project_kernels: bool = True
@@ -135,6 +137,14 @@ class HostLauncher:
             raise UnknownName("host launcher", "kernel", kernel, self.kernels()) from None
         except RuntimeError as error:
             raise RuntimeError(_positions_to_lines(self._library, str(error))) from None
+
+    def identity(self) -> dict[str, str]:
+        """Of the processor."""
+        return {"gpu": f"none: {platform.machine()} {self.flavour}", "driver": "g++"}
+
+    def prepare(self, plan: Plan) -> Start:
+        """The plan as a function of its arrays."""
+        return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
 
     def configure(
         self, order: str = "forward", block_order: str = "forward", copies: str = "late", seed: int = 0

@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from dlgpu.backends.kernels import sources
-from dlgpu.backends.kernels.plan import Dim3
-from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability
+from dlgpu.backends.kernels.launching import Start
+from dlgpu.backends.kernels.plan import Dim3, Plan
+from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability, identity, multiprocessors
 from dlgpu.errors import BackendUnavailable
 
 MODULE = "dlgpu.backends.launchers._native"
@@ -58,6 +59,17 @@ class NativeLauncher:
     def capability(self) -> int:
         return current_capability(self.xp)
 
+    @property
+    def sms(self) -> int:
+        return multiprocessors(self.xp)
+
+    @property
+    def device(self) -> int:
+        return self.xp.cuda.runtime.getDevice()
+
+    def identity(self) -> dict[str, str]:
+        return identity(self.xp)
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later.
 
@@ -76,6 +88,15 @@ class NativeLauncher:
         cuda = self.xp.cuda
         stream = cuda.get_current_stream().ptr
         function.launch(grid, block, args, shared_bytes, cuda.runtime.getDevice(), stream)
+
+    def prepare(self, plan: Plan) -> Start:
+        """The plan as a function of its arrays."""
+        start, (grid, block, args, shared) = (
+            self._find(plan.kernel).launch,
+            (plan.grid, plan.block, plan.args, plan.shared_bytes),
+        )
+        current, device = self.xp.cuda.get_current_stream, self.xp.cuda.runtime.getDevice
+        return lambda arrays: start(grid, block, (*arrays, *args), shared, device(), current().ptr)
 
     def _find(self, kernel: str) -> Any:
         function = self._module.Kernel(kernel, sources.parameters(kernel))

@@ -1,0 +1,235 @@
+"""Calls of ops as programs: an op is planned once for each kind of call, then replayed.
+
+A call is run on symbols (arrays without contents) to see what it allocates, what it launches on what, and what it
+returns. That depends on shapes, strides, dtypes, alignment, options, device and settings alone: they are the key under
+which the program is kept. So a call costs a look-up, its allocations and its launches.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from dlgpu.backends import precision, tuning
+from dlgpu.backends.contract import Array
+from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, address
+from dlgpu.backends.kernels.ops import KernelOps
+from dlgpu.backends.kernels.plan import Plan
+from dlgpu.backends.kernels.symbol import Symbol, SymbolicArrays
+from dlgpu.backends.kernels.tiles import Target
+
+if TYPE_CHECKING:
+    from dlgpu.backends.kernels import KernelBackend
+
+# Their numbers change from call to call, or the array library computes them: planned every time.
+CHANGING = ("sgd_step", "adagrad_step", "rmsprop_step", "adam_step", "dropout", "dropout_grad", "reduce")
+MOST_PROGRAMS = 2048  # the least recently used are forgotten
+
+
+Make = Callable[[list[Any]], Array]  # one more array, from those that are there
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to take instead of what prediction and preference say; None leaves a choice to them. See `Target`."""
+
+    algorithm: str | None = None
+    edge: int | None = None
+    splits: int | None = None
+
+
+class Call(NamedTuple):
+    """One kind of call. `values` holds positional arguments, then options; arrays as (shape, strides, dtype, address).
+
+    The address is modulo 16. Equal options are the same call: 1 and 1.0, for example.
+    """
+
+    op: str
+    positional: int
+    names: tuple[str, ...]
+    values: tuple[Any, ...]
+
+    def symbols(self) -> list[Any]:
+        """The values with symbols in place of arrays, which have the slots 1, 2, ..."""
+        slots = itertools.count(1)
+        return [Symbol(next(slots), v[0], v[2], v[1], v[3]) if is_array(v) else v for v in self.values]
+
+
+def stand_in(array: Array) -> tuple[Any, ...]:
+    """What a `Call` holds of an array."""
+    return array.shape, array.strides, array.dtype, address(array) % ALIGNMENT
+
+
+def is_array(value: Any) -> bool:
+    """Whether a value of a `Call` stands for an array."""
+    return isinstance(value, tuple) and len(value) == 4 and isinstance(value[2], np.dtype)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One launch: what must be made for it, its arrays as slots, and the slots that nothing needs after it."""
+
+    make: tuple[Make, ...]
+    plan: Plan
+    slots: tuple[int, ...]
+    done: tuple[int, ...]
+
+
+class Program:
+    """A call as its steps. Slot 0 is None, then come the arguments, then what the steps make.
+
+    Attributes:
+        steps: in order.
+        workspace: the most bytes that it allocates at a time besides its results.
+    """
+
+    def __init__(self, launcher: Launcher, steps: list[Step], last: tuple[Make, ...], results: Any, workspace: int):
+        self.steps, self.workspace = steps, workspace
+        self._last, self._results = last, results
+        self._started = [(s.make, launcher.prepare(s.plan), s.slots, s.done) for s in steps]
+
+    @property
+    def cycles(self) -> float:
+        """Predicted time of its products (`tiles.predict`)."""
+        return sum(step.plan.cycles for step in self.steps)
+
+    def run(self, memory: list[Any]) -> Any:
+        """Results for None and the arguments in `memory`, which is used up."""
+        for makes, start, slots, done in self._started:
+            for make in makes:
+                memory.append(make(memory))
+            start([memory[slot] for slot in slots])
+            for slot in done:
+                memory[slot] = None
+        for make in self._last:
+            memory.append(make(memory))
+        results = self._results
+        if type(results) is tuple:
+            return tuple([memory[slot] for slot in results])
+        return memory[results]
+
+
+def build(call: Call, launcher: Launcher, choice: Choice = Choice()) -> Program:
+    """Plan a call.
+
+    Raises:
+        Unrecordable: the op does something that a program cannot.
+        DlgpuError: what the op itself raises.
+    """
+    values = call.symbols()
+    tracer = Tracer(launcher, choice, first=1 + sum(isinstance(value, Symbol) for value in values))
+    options = dict(zip(call.names, values[call.positional :], strict=True))
+    if choice.algorithm is not None:
+        options["algorithm"] = choice.algorithm
+    return tracer.program(getattr(tracer, call.op)(*values[: call.positional], **options))
+
+
+class Tracer(KernelOps):
+    """The ops on symbols: writes down what they allocate and launch."""
+
+    def __init__(self, launcher: Launcher, choice: Choice, first: int) -> None:
+        device: Any = SimpleNamespace(
+            xp=SymbolicArrays(self._allocate), capability=launcher.capability, sms=launcher.sms
+        )
+        super().__init__(device)
+        self._first = self._free = first  # slots
+        self._real, self._choice = launcher, choice
+        self._pending: list[Make] = []
+        self._bytes: dict[int, int] = {}  # slot -> what is allocated for it
+        self._steps: list[tuple[tuple[Make, ...], Plan, tuple[int, ...], set[int]]] = []
+
+    @property
+    def target(self) -> Target:
+        return replace(super().target, edge=self._choice.edge, splits=self._choice.splits)
+
+    def run(self, plan: Plan, *arrays: Array | None) -> None:
+        if plan.empty:
+            return
+        slots = tuple(0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays)
+        used = {0 if a is None else a.slot for a in arrays} | set(slots)
+        self._steps.append((self._take(), plan, slots, used))
+
+    def program(self, results: Any) -> Program:
+        """What was written down, as a program that returns `results`."""
+        several = results if isinstance(results, tuple) else (results,)
+        slots = tuple(0 if a is None else self._slot(a) if a.views else a.slot for a in several)
+        kept = {0 if a is None else a.slot for a in several}
+        last = {slot: at for at, (_, _, _, used) in enumerate(self._steps) for slot in used}
+        steps, alive, most, made = [], 0, 0, self._first
+        for at, (make, plan, wiring, used) in enumerate(self._steps):
+            new = range(made, made + len(make))
+            made = new.stop
+            alive += sum(self._bytes.get(slot, 0) for slot in new if slot not in kept)
+            most = max(most, alive)
+            done = [slot for slot in used if slot >= self._first and last[slot] == at and slot not in kept]
+            alive -= sum(self._bytes.get(slot, 0) for slot in done)
+            steps.append(Step(make, plan, wiring, tuple(sorted(done))))
+        return Program(self._real, steps, self._take(), slots if isinstance(results, tuple) else slots[0], most)
+
+    def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
+        make = getattr(self._real.xp, kind)
+        self._pending.append(lambda memory: make(shape, dtype))
+        symbol = Symbol(self._next(), shape, dtype)
+        self._bytes[symbol.slot] = symbol.size * symbol.itemsize
+        return symbol
+
+    def _slot(self, view: Symbol) -> int:
+        """A slot of its own for a view."""
+        slot, views = view.slot, view.views
+
+        def make(memory: list[Any]) -> Array:
+            array = memory[slot]
+            for method, args in views:
+                array = getattr(array, method)(*args)
+            return array
+
+        self._pending.append(make)
+        return self._next()
+
+    def _next(self) -> int:
+        self._free += 1
+        return self._free - 1
+
+    def _take(self) -> tuple[Make, ...]:
+        pending, self._pending = tuple(self._pending), []
+        return pending
+
+
+class Replayed:
+    """An op of a backend that replays the programs of its calls."""
+
+    def __init__(self, backend: KernelBackend, op: str) -> None:
+        self._backend, self._op = backend, op
+        self._array = backend.xp.ndarray
+        self._plainly = getattr(backend, op)  # the method of the class
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        memory, values = [None], []
+        for value in (*args, *options.values()):
+            if isinstance(value, self._array):
+                memory.append(value)
+                value = stand_in(value)
+            values.append(value)
+        backend = self._backend
+        launcher: Any = backend.launcher
+        call = (self._op, len(args), tuple(options), tuple(values))
+        try:
+            program = backend.program(call, launcher, launcher.device, precision.current(), tuning.current())
+        except TypeError:
+            if _hashable(call):
+                raise
+            program = None
+        return self._plainly(*args, **options) if program is None else program.run(memory)
+
+
+def _hashable(call: Any) -> bool:
+    try:
+        hash(call)
+    except TypeError:
+        return False
+    return True

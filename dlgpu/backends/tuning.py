@@ -1,0 +1,58 @@
+"""How kernels are chosen for products and convolutions: by prediction (the default), or by trying them out.
+
+`autotune` is PyTorch's `cudnn.benchmark`: the first call with new shapes times every candidate on its own arrays. The
+choice then depends on the clock, so other runs may round differently; the choices are kept on disk, and with the same
+choices the same inputs give the same bits. Without it everything is a function of shapes. The NumPy reference ignores
+both settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from dlgpu.errors import ShapeError
+
+
+class Tuning(NamedTuple):
+    """What holds now. `workspace_limit` is in bytes."""
+
+    autotune: bool = False
+    workspace_limit: int = 1 << 28
+
+
+_DEFAULT = Tuning()
+_current: ContextVar[Tuning] = ContextVar("tuning", default=_DEFAULT)
+
+
+def current() -> Tuning:
+    """The settings in force."""
+    return _current.get()
+
+
+@contextmanager
+def autotune(enabled: bool = True) -> Iterator[None]:
+    """Whether kernels are tried out, inside a `with` block (`dlgpu.backends.kernels.autotune` says how)."""
+    token = _current.set(current()._replace(autotune=enabled))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def workspace_limit(limit: int) -> Iterator[None]:
+    """Inside a `with` block, no buffer of an op (columns, transformed tiles, slabs) is larger than `limit` bytes.
+
+    What needs more works in rounds, down to one image at a time. Results and layout copies are not counted; a tuner
+    counts all but the results, together. Raises `ShapeError`.
+    """
+    if limit < 0:
+        raise ShapeError(f"[workspace_limit] limit must be a number of bytes >= 0; got {limit}")
+    token = _current.set(current()._replace(workspace_limit=limit))
+    try:
+        yield
+    finally:
+        _current.reset(token)

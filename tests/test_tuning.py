@@ -1,0 +1,318 @@
+"""Programs, the cost model and the tuner, on launchers that need no GPU, with clocks that say what a test wants."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dlgpu
+from dlgpu.backends import precision, tuning
+from dlgpu.backends.kernels import KernelBackend, autotune, tiles
+from dlgpu.backends.kernels.plan import Plan
+from dlgpu.backends.kernels.programs import Call, Choice, build, stand_in
+from dlgpu.backends.kernels.tiles import Product, Target, predict
+from dlgpu.errors import ShapeError
+
+
+class Device:
+    """A launcher that notes what it starts, and computes a product badly where `wrong` is in the kernel's name."""
+
+    xp, capability, sms, device = np, 90, 132, 0
+
+    def __init__(self, gpu: str = "A", driver: str = "1", wrong: str = "nothing", slow: str = "nothing") -> None:
+        self.names = {"gpu": gpu, "driver": driver}
+        self.wrong, self.slow = wrong, slow
+        self.started: list[str] = []
+        self.now = 0.0
+
+    def identity(self) -> dict[str, str]:
+        return self.names
+
+    def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
+        self.started.append(kernel)
+
+    def prepare(self, plan: Plan) -> Any:
+        def start(arrays: list[Any]) -> None:
+            self.started.append(plan.kernel)
+            self.now += 2.0 if self.slow in plan.kernel else 1.0
+            if plan.kernel.startswith(("dl::gemm_", "dl::add_slabs")):
+                arrays[4][...] = 2.0 if self.wrong in plan.kernel else 1.0
+
+        return start
+
+    def seconds(self, run: Any) -> float:
+        """The device is its own clock."""
+        begin = self.now
+        run()
+        return self.now - begin
+
+
+def backend(device: Device) -> KernelBackend:
+    return KernelBackend("fake", "cuda", device, clock=device)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DLGPU_CACHE", str(tmp_path))
+    return tmp_path / "tuning"
+
+
+A = np.ones((256, 64), np.float32)
+B = np.ones((64, 256), np.float32)
+
+
+def tuned(device: Device) -> list[str]:
+    """Kernels of the second tuned call, which no longer tries anything."""
+    ops = backend(device)
+    with dlgpu.autotune():
+        ops.gemm(A, B)
+        device.started.clear()
+        ops.gemm(A, B)
+    return device.started
+
+
+# --- the cost model -----------------------------------------------------------------------------------------------
+
+
+def half(rows: int, columns: int, depth: int, split: bool = True) -> Product:
+    return Product("__half", 1, rows, columns, depth, True, 1, split)
+
+
+def test_a_last_wave_with_few_blocks_costs_almost_a_wave() -> None:
+    slots = 132 * 2
+    exact = predict(half(slots * 128, 128, 4608), 128, 1, 132)
+    assert predict(half(slots * 128 + 1, 128, 4608), 128, 1, 132) > 1.5 * exact
+    assert predict(half(2 * slots * 128, 128, 4608), 128, 1, 132) == 2 * exact
+
+
+def test_vgg16_at_14x14() -> None:
+    """Batch 64: 98 x 4 large tiles are 1.48 waves; small ones are 5.94 of a quarter each, and lose less at the end."""
+    p = half(64 * 14 * 14, 512, 4608, split=False)
+    large, small = (next(t for t in tiles.candidates("op", p, Target()) if t.edge == edge) for edge in (128, 64))
+    assert "1.48 waves of 264" in large.why
+    assert "5.94 waves of 264" in small.why
+    assert large.grid == (4, 98, 1)
+    assert tiles.choose("op", p, Target()) == min((large, small), key=lambda tile: tile.cycles)
+
+
+@pytest.mark.parametrize("dtype", ["float", "__half"])
+@pytest.mark.parametrize("terms", [0, 1, 3])
+@pytest.mark.parametrize("sms", [1, 20, 132])
+def test_candidates_are_legal_and_sorted(dtype: str, terms: int, sms: int) -> None:
+    for rows, columns, depth in ((1, 1, 1), (64, 64, 65_536), (129, 4096, 64), (12_544, 512, 4608), (0, 8, 8)):
+        p = Product(dtype, 3, rows, columns, depth, True, terms)
+        found = tiles.candidates("op", p, Target(sms, workspace=1 << 20))
+        assert [t.cycles for t in found] == sorted(t.cycles for t in found)
+        assert len({(t.edge, t.splits) for t in found}) == len(found)
+        for tile in found:
+            assert tile.splits == 1 or tile.splits * 3 * rows * columns * 4 <= 1 << 20
+            assert tile.grid[0] * tile.edge >= columns
+            assert tile.grid[1] * tile.edge >= rows
+
+
+def test_more_work_never_costs_less() -> None:
+    for edge, splits in ((64, 1), (128, 1), (64, 8)):
+        by_depth = [predict(half(1000, 1000, depth), edge, splits, 132) for depth in range(64, 5000, 64)]
+        by_rows = [predict(half(rows, 1000, 1024), edge, splits, 132) for rows in range(64, 20_000, 64)]
+        assert by_depth == sorted(by_depth)
+        assert by_rows == sorted(by_rows)
+
+
+def test_fewer_multiprocessors_take_longer_and_choose_otherwise() -> None:
+    p = half(2048, 2048, 4096, split=False)
+    assert predict(p, 128, 1, 20) > predict(p, 128, 1, 132)
+    small = half(512, 512, 512, split=False)
+    assert tiles.choose("op", small, Target(sms=132)).edge == 64
+    assert tiles.choose("op", small, Target(sms=4)).edge == 128
+
+
+# --- programs -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_call_is_replayed() -> None:
+    ops = backend(Device())
+    first, second = ops.gemm(A, B), ops.gemm(A, B)
+    assert ops.program.cache_info().hits == 1
+    assert first is not second
+
+
+def kernels_after(ops: KernelBackend, device: Device, a: np.ndarray, b: np.ndarray, **how: Any) -> list[str]:
+    device.started.clear()
+    ops.gemm(a, b, **how)
+    return list(device.started)
+
+
+def test_what_a_program_depends_on() -> None:
+    device = Device()
+    ops = backend(device)
+    plain = kernels_after(ops, device, A, B)
+    odd = np.empty(A.size + 1, np.float32)[1:].reshape(A.shape)  # 4 bytes off
+    odd = odd if odd.ctypes.data % 16 else np.empty(A.size + 2, np.float32)[2:].reshape(A.shape)
+    assert kernels_after(ops, device, odd, B) != plain  # alignment
+    assert kernels_after(ops, device, A, B) == plain
+    assert kernels_after(ops, device, A.astype(np.float16), B.astype(np.float16)) != plain  # dtype
+    with precision.use("tf32"):
+        assert kernels_after(ops, device, A, B) != plain  # precision
+    assert kernels_after(ops, device, A, B.T.copy().T) == plain  # another layout: copied, by the array library
+    assert kernels_after(ops, device, A, B.T.copy(), transpose_b=True) != plain  # options
+    device.device, device.capability = 1, 75  # another GPU
+    half_ones = A.astype(np.float16), B.astype(np.float16)
+    assert "gemm_tc" in kernels_after(ops, device, *half_ones)[0]
+    bf = A.astype(dlgpu.bfloat16), B.astype(dlgpu.bfloat16)
+    assert "gemm_simt" in kernels_after(ops, device, *bf)[0]
+    device.device, device.capability = 0, 90
+    assert "gemm_tc" in kernels_after(ops, device, *bf)[0]
+
+
+def test_the_workspace_limit_is_kept() -> None:
+    ops = backend(Device())
+    x, w = np.ones((8, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    call = Call("conv2d", 2, ("padding", "algorithm"), (stand_in(x), stand_in(w), 1, "im2col"))
+    free = build(call, ops.launcher)
+    with tuning.workspace_limit(100_000):
+        tight = build(call, ops.launcher)
+    assert (
+        tight.workspace <= 2 * 100_000 < free.workspace
+    )  # columns and the slabs of a split product: each in the limit
+    assert len(tight.steps) > len(free.steps)
+    with pytest.raises(ShapeError, match=r"\[workspace_limit\]"), tuning.workspace_limit(-1):
+        pass
+
+
+def test_layouts_keep_programs_of_their_own() -> None:
+    device = Device()
+    ops = backend(device)
+    x, w = np.ones((2, 8, 6, 6), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    last = x.transpose(0, 2, 3, 1).copy().transpose(0, 3, 1, 2)
+    assert ops.conv2d(x, w).strides != ops.conv2d(last, w).strides
+    assert ops.conv2d(x, w).strides == np.empty((2, 8, 4, 4), np.float32).strides
+
+
+def test_options_that_cannot_be_keys_and_wrong_ones() -> None:
+    ops = backend(Device())
+    x, w = np.ones((2, 8, 6, 6), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    assert ops.conv2d(x, w, stride=[2, 2]).shape == (2, 8, 2, 2)
+    for _ in range(2):
+        with pytest.raises(ShapeError, match="stride"):
+            ops.conv2d(x, w, stride=0)
+
+
+# --- tuning -------------------------------------------------------------------------------------------------------
+
+
+def test_the_fastest_kernel_wins_and_is_remembered(cache: Path) -> None:
+    untuned = Device()
+    backend(untuned).gemm(A, B)
+    (slow,) = untuned.started
+    device = Device(slow=slow)
+    (chosen,) = tuned(device)
+    assert chosen != slow
+    (file,) = cache.glob("*/*.json")
+    again = Device(slow=slow)
+    assert tuned(again) == [chosen]
+    assert again.now == 2.0  # two calls, nothing was tried
+    assert json.loads(file.read_text())["identity"]["gpu"] == "A"
+
+
+@pytest.mark.parametrize("other", [dict(gpu="B"), dict(driver="2")])
+def test_other_devices_and_drivers_tune_for_themselves(cache: Path, other: dict[str, str]) -> None:
+    tuned(Device())
+    device = Device(**other)
+    tuned(device)
+    assert device.now > 2.0
+    assert len(list(cache.glob("*/*.json"))) == 2
+
+
+@pytest.mark.parametrize("what", ["__version__", "digest"])
+def test_other_versions_tune_for_themselves(cache: Path, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    tuned(Device())
+    if what == "digest":
+        monkeypatch.setattr(autotune.sources, "digest", lambda: "other")
+    else:
+        monkeypatch.setattr(dlgpu, "__version__", "other")
+    tuned(Device())
+    assert len(list(cache.glob("*/*.json"))) == 2
+
+
+def test_a_kernel_that_disagrees_is_refused() -> None:
+    untuned = Device()
+    backend(untuned).gemm(A, B)
+    (slow,) = untuned.started
+    wrong = tuned(Device(slow=slow))[0]  # what would win
+    assert tuned(Device(gpu="C", slow=slow, wrong=wrong))[0] != wrong
+
+
+def test_what_cannot_be_compared_is_not_tuned(cache: Path) -> None:
+    device = Device()
+    ops = backend(device)
+    with dlgpu.autotune():
+        assert np.isnan(np.nan * ops.gemm(np.full_like(A, np.nan), B)).all()
+        device.launch = lambda *args: None  # type: ignore[method-assign]
+    call = Call("gemm", 2, (), (stand_in(A), stand_in(B)))
+    chooser = autotune.Tuned(call, device, device)
+    assert not (np.array([np.nan]) <= chooser._bound(np.ones(1), np.ones(1), Choice())).all()
+
+
+def test_candidates_need_no_more_workspace_than_the_limit() -> None:
+    x, w = np.ones((4, 8, 16, 16), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    call = Call("conv2d", 2, ("padding",), (stand_in(x), stand_in(w), 1))
+    every = list(autotune.candidates(call, Device()))
+    assert {choice.algorithm for choice, _ in every} >= {None, "direct", "im2col", "winograd2", "winograd4"}
+    with tuning.workspace_limit(30_000):
+        few = list(autotune.candidates(call, Device()))
+    assert 0 < len(few) < len(every)
+    assert all(program.workspace <= 30_000 for choice, program in few if choice != Choice())
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"identity": {}}', b"\xff\xfe"])
+def test_a_damaged_file_is_made_again(cache: Path, content: bytes) -> None:
+    tuned(Device())
+    (file,) = cache.glob("*/*.json")
+    good = file.read_bytes()
+    file.write_bytes(content)
+    with pytest.warns(UserWarning, match="is ignored and made again"):
+        tuned(Device())
+    assert file.read_bytes() == good
+
+
+def test_a_choice_that_is_no_candidate_is_made_again(cache: Path) -> None:
+    tuned(Device())
+    (file,) = cache.glob("*/*.json")
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps(content | {"choice": dict(algorithm=None, edge=64, splits=777)}))
+    with pytest.warns(UserWarning, match="is no candidate"):
+        tuned(Device())
+    assert json.loads(file.read_text()) == content
+
+
+def test_a_cache_that_cannot_be_written(cache: Path) -> None:
+    cache.write_text("a file where the folder should be")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert tuned(Device())
+    assert all("[autotune]" in str(w.message) for w in caught)
+    assert caught
+
+
+def test_writers_at_the_same_time_leave_one_whole_file(cache: Path) -> None:
+    store = autotune.Store({"gpu": "A", "driver": "1"})
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda i: store.save("call", Choice(None, 64, i % 4 + 1), 1.0), range(40)))
+    loaded = store.load("call")
+    assert loaded is not None
+    assert loaded.edge == 64
+    assert [path.name for path in store.folder.iterdir()] == [f"{autotune._digest('call')}.json"]
+
+
+def test_named_algorithms_are_left_alone() -> None:
+    x, w = stand_in(np.ones((4, 8, 16, 16), np.float32)), stand_in(np.ones((8, 8, 3, 3), np.float32))
+    assert autotune.tunable(Call("conv2d", 2, (), (x, w)))
+    assert autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "auto")))
+    assert not autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "im2col")))
+    assert not autotune.tunable(Call("max_pool2d", 1, (), (x,)))
