@@ -24,11 +24,11 @@ def scenes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
     """Pictures (N, 3, 64, 64) in 0..1 and their classes (N, 64, 64); later shapes lie on earlier ones."""
     y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
     waves, phases = rng.uniform(-0.4, 0.4, (2, count, 3, 1, 1)), rng.uniform(0, 6, (count, 3, 1, 1))
-    images = 0.5 + 0.2 * np.sin(waves[0] * y + waves[1] * x + phases)
+    images = 0.5 + 0.1 * np.sin(waves[0] * y + waves[1] * x + phases)
     masks = np.zeros((count, SIZE, SIZE), np.int64)
     for image, mask in zip(images, masks, strict=True):
         for kind in rng.integers(1, len(CLASSES), 3):
-            radius, (row, column) = rng.uniform(8, 15), rng.uniform(10, SIZE - 10, 2)
+            radius, (row, column) = rng.uniform(10, 18), rng.uniform(10, SIZE - 10, 2)
             down, right = y - row, x - column
             inside = {
                 1: down**2 + right**2 < radius**2,
