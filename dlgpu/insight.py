@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlgpu import functional as F
-from dlgpu import nn
+from dlgpu import metrics, nn
 from dlgpu.autograd import no_grad
 from dlgpu.data import DataLoader
 from dlgpu.errors import ShapeError
@@ -36,7 +36,7 @@ class Judgement:
     @property
     def accuracy(self) -> float:
         """The share of right answers."""
-        return float(np.trace(self.matrix) / self.matrix.sum())
+        return metrics.accuracy(self.matrix)
 
 
 def judge(model: nn.Module, batches: DataLoader, classes: int) -> Judgement:
@@ -47,7 +47,7 @@ def judge(model: nn.Module, batches: DataLoader, classes: int) -> Judgement:
             raise ShapeError(f"[judge] the model must know {classes} classes; got {logits.shape[1]}")
         shares = F.softmax(logits).numpy()
         chosen = shares.argmax(1)
-        np.add.at(matrix, (labels, chosen), 1)
+        matrix += metrics.confusion(labels, chosen, classes)
         for row in np.flatnonzero(chosen != labels):
             predicted = int(chosen[row])
             mistakes.append(Mistake(first + int(row), int(labels[row]), predicted, float(shares[row, predicted])))

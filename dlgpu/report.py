@@ -23,9 +23,9 @@ _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.2rem; }
 p.about { color: #555; margin-top: .2rem; }
-img { max-width: 100%; height: auto; }
+img { width: auto; max-width: max(100%, 34rem); height: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; }
+th, td { padding: .2rem .8rem; text-align: left; border-bottom: 1px solid #ddd; white-space: nowrap; }
 td.number, th.number { text-align: right; }
 .wide { overflow-x: auto; }
 .figures { display: flex; flex-wrap: wrap; gap: 2.5rem; margin: 1.2rem 0; }
@@ -72,7 +72,7 @@ def write(folder: Path, which: str = "best", test: Dataset | None = None) -> Pat
         _table(
             ("layer", "kind", "output shape", "parameters", "MFLOP"),
             [
-                (row.name, row.kind, " × ".join(map(str, row.output_shape)), f"{row.parameters:,}", _mflop(row.flops))
+                (row.name, row.kind, " × ".join(map(str, row.output_shape)), _count(row.parameters), _mflop(row.flops))
                 for row in rows
             ],
             numbers=(3, 4),
@@ -117,7 +117,7 @@ def _picture(alt: str, draw: Callable[[Path], None]) -> str:
         path = Path(folder) / "picture.png"
         draw(path)
         data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{_text(alt)}" src="data:image/png;base64,{data}"></p>'
+    return f'<div class="wide"><img alt="{_text(alt)}" src="data:image/png;base64,{data}"></div>'
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int]) -> str:
@@ -127,6 +127,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence
 
     body = "\n".join([line("th", head), *(line("td", row) for row in rows)])
     return f'<div class="wide"><table>\n{body}\n</table></div>'
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters:,}" if parameters else ""
 
 
 def _mflop(flops: float) -> str:

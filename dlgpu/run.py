@@ -140,7 +140,7 @@ class Config:
 
     def evaluation_batches(self, images: Dataset) -> DataLoader:
         """Batches to evaluate on: no shuffling, no augmentation."""
-        return DataLoader(images, EVALUATION_BATCH, transform=self.transform(augment=False))
+        return DataLoader(images, EVALUATION_BATCH, transform=self.transform(augment=False), device=self.device)
 
 
 class Run(Callback):
@@ -209,7 +209,12 @@ class Run(Callback):
             model.parameters(), lr=config.lr, weight_decay=config.weight_decay
         )
         batches = DataLoader(
-            train, config.batch_size, shuffle=True, seed=config.seed, transform=config.transform(augment=True)
+            train,
+            config.batch_size,
+            shuffle=True,
+            seed=config.seed,
+            transform=config.transform(augment=True),
+            device=config.device,
         )
         trainer = Trainer(
             model,

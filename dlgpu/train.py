@@ -117,6 +117,12 @@ class Trainer:
             raise ShapeError(f"[train] mixup must not be negative; got {mixup}")
         if precision not in PRECISIONS:
             raise UnknownName("train", "precision", precision, PRECISIONS)
+        for batches in (train, evaluate):
+            if batches is not None and batches.device not in ("cpu", _device(model)):
+                raise ShapeError(
+                    f"[train] batches must be made on the CPU or on the model's device {_device(model)}; "
+                    f"got a loader with device={batches.device!r}"
+                )
         self.mixup, self.precision = mixup, precision
         self.scaler = amp.GradScaler() if precision == "float16" else None
         if precision in amp.HALVES:
@@ -366,10 +372,14 @@ def predictions(model: Module, batches: DataLoader) -> Iterator[tuple[np.ndarray
 
 
 def _on_device(model: Module, images: np.ndarray) -> Tensor:
+    return tensor(images, device=_device(model))
+
+
+def _device(model: Module) -> str:
     first = next(iter(model.parameters()), None)
     if first is None:
         raise ShapeError(f"[train] the model must have parameters; got none in {type(model).__name__}")
-    return tensor(images, device=first.device)
+    return first.device
 
 
 def _correct(logits: Tensor, labels: np.ndarray) -> int:

@@ -18,11 +18,13 @@ EXAMPLES = ROOT / "examples"
 
 # example: (arguments for a quick try, the picture)
 QUICK: dict[str, tuple[list[str], str | None]] = {
+    "dcgan": (["--images", "64", "--epochs", "1", "--width", "4", "--batch", "32"], "dcgan.png"),
     "initialisation": (["--images", "300"], "initialisation.png"),
     "layerwise_pretraining": (["--images", "300", "--layers", "2", "--epochs", "1"], "layerwise.png"),
     "mnist": (["--images", "300"], None),
     "optimizers": (["--steps", "3"], "optimizers.png"),
     "regularisation": (["--images", "100", "--epochs", "2"], "regularisation.png"),
+    "segmentation": (["--steps", "2", "--batch", "2", "--judged", "3"], "segmentation.png"),
     "style_transfer": (["run", "a.png", "b.png", "--size", "16", "--steps", "2"], "styled.png"),
     "transfer": (["--source-images", "200", "--few", "1", "2", "--repeats", "1"], "transfer.png"),
 }

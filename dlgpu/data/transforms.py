@@ -2,15 +2,19 @@
 
 Each image of the batch draws its own random numbers from `rng`, so the result depends only on the images and the
 generator's state. The input is never changed. The repr of a transform is its configuration.
+
+Images may be arrays of any library with NumPy's functions: CuPy arrays stay on their GPU. The random numbers, a few for
+each image, are drawn on the CPU and sent there, so they are the same everywhere.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
 from dlgpu.errors import DtypeError, ShapeError
 
@@ -46,8 +50,9 @@ class Normalize:
         channels = _shape("Normalize", images)[1]
         if channels != len(self.mean):
             raise ShapeError(f"[Normalize] needs {len(self.mean)} channels; got images {images.shape}")
-        out = images - np.array(self.mean, np.float32)[:, None, None]
-        out /= np.array(self.std, np.float32)[:, None, None]
+        xp = _library(images)
+        out = images - xp.asarray(np.array(self.mean, np.float32)[:, None, None])
+        out /= xp.asarray(np.array(self.std, np.float32)[:, None, None])
         return out
 
 
@@ -114,7 +119,8 @@ class RandomHorizontalFlip:
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         flipped = rng.random(_shape("RandomHorizontalFlip", images)[0]) < self.p
-        return np.where(flipped[:, None, None, None], images[..., ::-1], images)
+        xp = _library(images)
+        return xp.where(xp.asarray(flipped[:, None, None, None]), images[..., ::-1], images)
 
 
 @dataclass(frozen=True)
@@ -147,9 +153,10 @@ class Cutout:
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         count, _, height, width = _shape("Cutout", images)
-        hidden_rows = self._hidden(height, count, rng)[:, None, :, None]
-        hidden_columns = self._hidden(width, count, rng)[:, None, None, :]
-        return np.where(hidden_rows & hidden_columns, np.float32(0), images)
+        xp = _library(images)
+        hidden_rows = xp.asarray(self._hidden(height, count, rng)[:, None, :, None])
+        hidden_columns = xp.asarray(self._hidden(width, count, rng)[:, None, None, :])
+        return xp.where(hidden_rows & hidden_columns, np.float32(0), images)
 
     def _hidden(self, length: int, count: int, rng: np.random.Generator) -> np.ndarray:
         """bool (count, length): a stretch of `size` around a random centre."""
@@ -169,7 +176,13 @@ def mixup(
     if not alpha > 0:
         raise ShapeError(f"[mixup] alpha must be positive; got {alpha}")
     share, order = rng.beta(alpha, alpha), rng.permutation(len(images))
-    return np.float32(share) * images + np.float32(1 - share) * images[order], labels[order], float(share)
+    others = images[_library(images).asarray(order)]
+    return np.float32(share) * images + np.float32(1 - share) * others, labels[order], float(share)
+
+
+def _library(images: Any) -> Any:
+    """The library whose arrays these are: numpy, cupy."""
+    return importlib.import_module(type(images).__module__.partition(".")[0])
 
 
 def _pair(where: str, size: int | tuple[int, int]) -> tuple[int, int]:
@@ -191,37 +204,39 @@ def _shape(where: str, images: np.ndarray, at_least: tuple[int, int] = (0, 0)) -
 
 def _pad(images: np.ndarray, border: int, fill: float) -> np.ndarray:
     count, channels, height, width = images.shape
-    out = np.full((count, channels, height + 2 * border, width + 2 * border), fill, np.float32)
+    out = _library(images).full((count, channels, height + 2 * border, width + 2 * border), fill, np.float32)
     out[:, :, border : border + height, border : border + width] = images
     return out
 
 
 def _random_windows(images: np.ndarray, height: int, width: int, rng: np.random.Generator) -> np.ndarray:
     """A window of height x width at a random place of each image."""
-    count, _, full_height, full_width = images.shape
-    top = rng.integers(full_height - height + 1, size=count)
-    left = rng.integers(full_width - width + 1, size=count)
-    windows = sliding_window_view(images, (height, width), axis=(2, 3))  # (N, C, tops, lefts, height, width)
-    return windows[np.arange(count), :, top, left]
+    count, channels, full_height, full_width = images.shape
+    top = rng.integers(full_height - height + 1, size=count).reshape(-1, 1, 1, 1)
+    left = rng.integers(full_width - width + 1, size=count).reshape(-1, 1, 1, 1)
+    xp = _library(images)
+    rows, columns = xp.asarray(top) + xp.arange(height)[:, None], xp.asarray(left) + xp.arange(width)
+    return images[xp.arange(count)[:, None, None, None], xp.arange(channels)[:, None, None], rows, columns]
 
 
 def _rotate(images: np.ndarray, degrees: np.ndarray, fill: float) -> np.ndarray:
     """Each image turned by its own angle, counter-clockwise, bilinear."""
     count, channels, height, width = images.shape
+    xp = _library(images)
     angle = np.deg2rad(degrees)[:, None, None]
-    sine, cosine = np.sin(angle).astype(np.float32), np.cos(angle).astype(np.float32)
-    y = (np.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
-    x = np.arange(width, dtype=np.float32) - (width - 1) / 2
+    sine, cosine = xp.asarray(np.sin(angle).astype(np.float32)), xp.asarray(np.cos(angle).astype(np.float32))
+    y = (xp.arange(height, dtype=np.float32) - (height - 1) / 2)[:, None]
+    x = xp.arange(width, dtype=np.float32) - (width - 1) / 2
     # Where each output pixel comes from, (N, H, W); beyond one pixel outside the image all is fill.
-    from_y = np.clip(y * cosine + x * sine + (height - 1) / 2, -1, height)
-    from_x = np.clip(x * cosine - y * sine + (width - 1) / 2, -1, width)
-    top = np.minimum(np.floor(from_y), height - 1)
-    left = np.minimum(np.floor(from_x), width - 1)
+    from_y = xp.clip(y * cosine + x * sine + (height - 1) / 2, -1, height)
+    from_x = xp.clip(x * cosine - y * sine + (width - 1) / 2, -1, width)
+    top = xp.minimum(xp.floor(from_y), height - 1)
+    left = xp.minimum(xp.floor(from_x), width - 1)
     down, right = (from_y - top)[:, None], (from_x - left)[:, None]
 
     padded = _pad(images, 1, fill).reshape(-1)
-    plane = np.arange(count * channels).reshape(count, channels, 1, 1) * (height + 2) * (width + 2)
-    corner = ((top + 1) * (width + 2) + left + 1).astype(np.intp)[:, None] + plane  # (N, C, H, W), into padded
+    plane = xp.arange(count * channels).reshape(count, channels, 1, 1) * ((height + 2) * (width + 2))
+    corner = ((top + 1) * (width + 2) + left + 1).astype(np.int64)[:, None] + plane  # (N, C, H, W), into padded
     top_left, top_right = padded.take(corner), padded.take(corner + 1)
     low_left, low_right = padded.take(corner + width + 2), padded.take(corner + width + 3)
     upper = top_left + right * (top_right - top_left)  # this form keeps equal neighbours exactly

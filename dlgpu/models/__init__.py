@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dlgpu.errors import ShapeError, UnknownName
+from dlgpu.models.dcgan import dcgan_discriminator, dcgan_generator
 from dlgpu.models.deep_convnet import deep_convnet
+from dlgpu.models.fcn import fcn8s, fcn16s, fcn32s
 from dlgpu.models.lenet import lenet5, lenet5_1998
 from dlgpu.models.mlp import mlp
 from dlgpu.models.simple_convnet import simple_convnet
@@ -19,7 +21,12 @@ __all__ = [
     "MODELS",
     "ModelInfo",
     "build",
+    "dcgan_discriminator",
+    "dcgan_generator",
     "deep_convnet",
+    "fcn8s",
+    "fcn16s",
+    "fcn32s",
     "lenet5",
     "lenet5_1998",
     "mlp",

@@ -14,6 +14,7 @@ Parameter names are torchvision's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from dlgpu import nn
 from dlgpu.errors import ShapeError
@@ -21,6 +22,15 @@ from dlgpu.nn.module import check_positive
 from dlgpu.tensor import Tensor
 
 CHANNELS = (64, 128, 256, 512, 512)
+
+
+def vgg_block(in_channels: int, width: int, depth: int, batch_norm: bool) -> list[nn.Module]:
+    """`depth` 3x3 convolutions with ReLU, then 2x2 max-pooling: (N, in_channels, H, W) -> (N, width, H/2, W/2)."""
+    layers: list[nn.Module] = []
+    for inputs in (in_channels, *[width] * (depth - 1)):
+        norm = [nn.BatchNorm2d(width)] if batch_norm else []
+        layers += [nn.Conv2d(inputs, width, 3, padding=1), *norm, nn.ReLU()]
+    return [*layers, nn.MaxPool2d(2)]
 
 
 class VGG(nn.Module):
@@ -41,17 +51,10 @@ class VGG(nn.Module):
         if image_size < 32 or image_size % 32:
             raise ShapeError(f"[{where}] image_size must be a multiple of 32 (five poolings); got {image_size}")
         layers: list[nn.Module] = []
-        channels = in_channels
-        for depth, width in zip(blocks, CHANNELS, strict=True):
-            for _ in range(depth):
-                layers.append(nn.Conv2d(channels, width, 3, padding=1))
-                if batch_norm:
-                    layers.append(nn.BatchNorm2d(width))
-                layers.append(nn.ReLU())
-                channels = width
-            layers.append(nn.MaxPool2d(2))
+        for depth, (inputs, width) in zip(blocks, pairwise((in_channels, *CHANNELS)), strict=True):
+            layers += vgg_block(inputs, width, depth, batch_norm)
         self.features = nn.Sequential(*layers)
-        flat = channels * (image_size // 32) ** 2
+        flat = CHANNELS[-1] * (image_size // 32) ** 2
         if image_size < 224:
             self.classifier = nn.Sequential(nn.Linear(flat, num_classes))
         else:

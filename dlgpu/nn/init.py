@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from typing import Literal
 
+import numpy as np
+
 from dlgpu import random
 from dlgpu.errors import ShapeError, UnknownName
 from dlgpu.tensor import Tensor
@@ -73,6 +75,25 @@ def he_uniform_(tensor: Tensor, mode: Mode = "fan_in", nonlinearity: str = "relu
 def he_normal_(tensor: Tensor, mode: Mode = "fan_in", nonlinearity: str = "relu") -> Tensor:
     """Gaussian with std gain / sqrt(fan), sqrt(2 / fan_in) for ReLU. He et al. 2015 ("kaiming" in PyTorch)."""
     return normal_(tensor, 0.0, _he_std(tensor, mode, nonlinearity))
+
+
+def bilinear_(tensor: Tensor) -> Tensor:
+    """Filters (C, C, R, S), or (C, 1, R, S) of a grouped one, with which a transposed convolution interpolates.
+
+    Each channel is enlarged on its own, by the factor R / 2 if that is the stride. Outside the image is zero, so values
+    fall off at the border. Long et al. 2015.
+    """
+    if tensor.ndim != 4 or tensor.shape[1] not in (1, tensor.shape[0]):
+        raise ShapeError(f"[bilinear_] filters must be (C, C, R, S) or (C, 1, R, S); got {tensor.shape}")
+    rows, columns = (_tent(size) for size in tensor.shape[2:])
+    own = np.eye(tensor.shape[0]) if tensor.shape[1] > 1 else np.ones((tensor.shape[0], 1))
+    return _fill(tensor, own[:, :, None, None] * rows[:, None] * columns)
+
+
+def _tent(size: int) -> np.ndarray:
+    """Weights that rise and fall linearly; those a stride of ceil(size / 2) apart add up to one."""
+    half = (size + 1) // 2
+    return 1 - np.abs(np.arange(size) - (half - 1 if size % 2 else half - 0.5)) / half
 
 
 kaiming_uniform_ = he_uniform_

@@ -1,0 +1,89 @@
+"""Segmentation by FCN (Long et al. 2015): `python examples/segmentation.py` writes segmentation.png (six minutes).
+
+Discs, squares and triangles of any colour on a busy background; every pixel is to be told what it belongs to. FCN-32s
+sees one score per 32 x 32 pixels, so its outlines are blobs; FCN-16s and FCN-8s start from its weights and add the
+scores of finer maps.
+"""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+import dlgpu
+import dlgpu.functional as F
+from dlgpu import metrics, models, optim, transfer, viz
+
+CLASSES = ("background", "disc", "square", "triangle")
+COLOURS = np.array([(0.93, 0.93, 0.93), (0.84, 0.37, 0.0), (0.0, 0.45, 0.7), (0.0, 0.62, 0.45)], np.float32)
+SIZE = 64
+NETS = {"FCN-32s": models.fcn32s, "FCN-16s": models.fcn16s, "FCN-8s": models.fcn8s}
+
+
+def scenes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures (N, 3, 64, 64) in 0..1 and their classes (N, 64, 64); later shapes lie on earlier ones."""
+    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
+    waves, phases = rng.uniform(-0.4, 0.4, (2, count, 3, 1, 1)), rng.uniform(0, 6, (count, 3, 1, 1))
+    images = 0.5 + 0.1 * np.sin(waves[0] * y + waves[1] * x + phases)
+    masks = np.zeros((count, SIZE, SIZE), np.int64)
+    for image, mask in zip(images, masks, strict=True):
+        for kind in rng.integers(1, len(CLASSES), 3):
+            radius, (row, column) = rng.uniform(10, 18), rng.uniform(10, SIZE - 10, 2)
+            down, right = y - row, x - column
+            inside = {
+                1: down**2 + right**2 < radius**2,
+                2: np.maximum(abs(down), abs(right)) < 0.85 * radius,
+                3: (down < 0.7 * radius) & (1.8 * abs(right) < down + radius),
+            }[int(kind)]
+            mask[inside] = kind
+            image[:, inside] = rng.random((3, 1))
+    noisy = images + rng.normal(0, 0.05, images.shape)
+    return np.clip(noisy, 0, 1).astype(np.float32), masks
+
+
+def learn(net: models.fcn.FCN, steps: int, batch: int, seed: int) -> None:
+    optimizer = optim.Adam([p for p in net.parameters() if p.requires_grad], lr=2e-3)
+    schedule, rng = optim.SCHEDULES["cosine"](1), np.random.default_rng(seed)
+    for step in range(steps):
+        schedule.apply(optimizer, [2e-3], step / steps)
+        images, masks = scenes(batch, rng)
+        optimizer.zero_grad()
+        F.cross_entropy(net(dlgpu.tensor(images - 0.5)), masks).backward()
+        optimizer.step()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=600, help="batches for each of the three networks (default: 600)")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--judged", type=int, default=200, help="new pictures to judge by (default: 200)")
+    parser.add_argument("--out", type=Path, default=Path("segmentation.png"))
+    options = parser.parse_args()
+
+    images, masks = scenes(options.judged, np.random.default_rng(12345))
+    shown, columns, captions = images[:6], [], []
+    weights = None
+    for number, (name, make) in enumerate(NETS.items()):
+        dlgpu.manual_seed(0)
+        net = make(len(CLASSES), 3, SIZE, "small", dropout=0.1)
+        if weights is not None:
+            transfer.load_matching(net, weights)
+        learn(net, options.steps, options.batch, seed=number)
+        weights = net.state_dict()
+        with dlgpu.no_grad():
+            predicted = net.eval()(dlgpu.tensor(images - 0.5)).argmax(1).numpy()
+        matrix = metrics.confusion(masks, predicted, len(CLASSES))
+        print(f"{name:<8} pixel accuracy {metrics.accuracy(matrix):.2%}, mean IoU {metrics.mean_iou(matrix):.2%}")
+        columns.append(COLOURS[predicted[:6]].transpose(0, 3, 1, 2))
+        captions.append(f"{name}, mean IoU {metrics.mean_iou(matrix):.0%}")
+    columns = [shown, *columns, COLOURS[masks[:6]].transpose(0, 3, 1, 2)]
+    captions = ["picture", *captions, "truth"]
+    rows = len(shown)
+    texts = [""] * (len(columns) * (rows - 1)) + captions
+    grid = np.stack(columns, axis=1).reshape(-1, 3, SIZE, SIZE)
+    viz.image_grid(grid, options.out, texts, columns=len(columns), title="What does each pixel belong to?")
+    print(f"wrote {options.out}")
+
+
+if __name__ == "__main__":
+    main()
