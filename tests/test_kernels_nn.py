@@ -13,9 +13,8 @@ import pytest
 from test_kernels import DTYPES, LAYOUTS, check, kernels, values
 
 from dlgpu import memory_format
-from dlgpu.backends import reference
+from dlgpu.backends import reference, tuning
 from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT
-from dlgpu.backends.kernels import conv_im2col
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 __all__ = ["kernels"]  # the fixture
@@ -118,15 +117,16 @@ def check_stored(actual: np.ndarray, expected: np.ndarray, adds: int, terms: int
     assert (np.abs(wide - truth) <= bound).all(), np.abs(wide - truth).max() / bound
 
 
-def test_convolution_in_rounds(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_convolution_in_rounds(kernels: Any) -> None:
     """A workspace for one image at a time gives the same."""
     x, w = values(5, (3, 4, 8, 8), np.float32), values(6, (5, 4, 3, 3), np.float32)
     dy = values(7, (3, 5, 8, 8), np.float32)
-    whole = kernels.conv2d(x, w, padding=1), kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1)
-    monkeypatch.setattr(conv_im2col, "WORKSPACE_BYTES", 1)
-    np.testing.assert_array_equal(kernels.conv2d(x, w, padding=1), whole[0])
-    np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, padding=1), whole[1])
-    got = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, padding=1)
+    how: dict[str, Any] = dict(padding=1, algorithm="im2col")
+    whole = kernels.conv2d(x, w, **how), kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **how)
+    with tuning.workspace_limit(1):
+        np.testing.assert_array_equal(kernels.conv2d(x, w, **how), whole[0])
+        np.testing.assert_array_equal(kernels.conv2d_grad_input(dy, w, input_shape=x.shape, **how), whole[1])
+        got = kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, **how)
     check(got, reference.conv2d_grad_weight(dy, x, weight_shape=w.shape, padding=1), 192, 3)
 
 

@@ -89,6 +89,13 @@ class Symbol:
     def __getattr__(self, name: str) -> Any:
         raise Unrecordable(f"uses .{name}")
 
+    def _computes(self, *others: Any) -> Any:
+        raise Unrecordable("the array library computes")
+
+    # Operators are looked up in the class, past __getattr__.
+    __setitem__ = __add__ = __radd__ = __iadd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = _computes
+    __truediv__ = __rtruediv__ = __neg__ = __abs__ = __pow__ = __array__ = _computes
+
     def _view(self, method: str, args: tuple[Any, ...], shape: Sequence[int], strides: Any) -> Symbol:
         views = (*self.views, (method, args))
         return Symbol(self.slot, shape, self.dtype, strides, self.address, views, self.moved)
