@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import dlgpu
-from dlgpu import backends, insight, models, optim
+from dlgpu import backends, insight, models, nn, optim
 from dlgpu.backends.precision import PRECISIONS
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
@@ -413,7 +413,8 @@ def list_models(name: str | None, **sizes: int | None) -> None:
     if name in models.MODELS:
         entry = models.MODELS[name]
         chosen = {"image_size": entry.image_size, "in_channels": entry.in_channels} | chosen
-    model = models.build(name, **chosen)
+    with nn.init.skipped():  # a table needs no weights
+        model = models.build(name, **chosen)
     shape = (1, chosen["in_channels"], chosen["image_size"], chosen["image_size"])
     click.echo(model.summary(shape).rstrip())
 

@@ -18,14 +18,15 @@ class Recorder(KernelBackend):
 
     Args:
         capability: of the device to plan for: 75, 80, 86, 89, 90 or 100.
+        xp: what makes arrays; by default they have no contents, and must not be read.
 
     Attributes:
         plans: what would have been launched, in order.
     """
 
-    def __init__(self, capability: int = 90) -> None:
-        arrays = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
-        super().__init__("recorder", "host-kernels", SimpleNamespace(xp=arrays, capability=capability))
+    def __init__(self, capability: int = 90, xp: Any = None) -> None:
+        phantoms = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
+        super().__init__("recorder", "host-kernels", SimpleNamespace(xp=xp or phantoms, capability=capability))
         self.plans: list[Plan] = []
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
