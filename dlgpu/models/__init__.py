@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "mlp",
     "mobilenet_v1",
     "mobilenet_v2",
+    "parse_options",
     "resnet18",
     "resnet34",
     "resnet50",
@@ -130,10 +131,40 @@ def build(name: str, **config: Any) -> Module:
         UnknownName: no such network, with the nearest name as a suggestion.
         ShapeError: the network does not take such an argument, or not such a value.
     """
+    known = _arguments(name)
+    if config.keys() - known.keys():
+        raise ShapeError(f"[{name}] takes {sorted(known)}; got {sorted(config.keys() - known.keys())}")
+    return MODELS[name].make(**config)
+
+
+def parse_options(name: str, options: Sequence[str]) -> dict[str, Any]:
+    """Arguments for `build` from texts like "width_mult=0.25" or "hidden=100,50", in the types that `name` takes.
+
+    Raises `UnknownName` and `ShapeError` as `build` does, and `ShapeError` for a text that is not of that type.
+    """
+    known, parsed = _arguments(name), {}
+    for option in options:
+        key, _, text = option.partition("=")
+        if key not in known:
+            raise ShapeError(f"[{name}] takes {sorted(known)}; got {[key]}")
+        try:
+            parsed[key] = PARSERS[known[key]](text)
+        except (KeyError, ValueError) as error:
+            raise ShapeError(f"[{name}] {key} must be given as {key}=<{known[key]}>; got {option!r}") from error
+    return parsed
+
+
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "int": int,
+    "float": float,
+    "str": str,
+    "bool": lambda text: {"true": True, "false": False}[text.lower()],
+    "Sequence[int]": lambda text: tuple(int(part) for part in text.split(",")),
+}
+
+
+def _arguments(name: str) -> dict[str, str]:
+    """What the function of a network takes, and of which types."""
     if name not in MODELS:
         raise UnknownName("models", "model", name, MODELS)
-    make = MODELS[name].make
-    unknown = config.keys() - set(make.__annotations__)
-    if unknown:
-        raise ShapeError(f"[{name}] takes {sorted(make.__annotations__.keys() - {'return'})}; got {sorted(unknown)}")
-    return make(**config)
+    return {key: kind for key, kind in MODELS[name].make.__annotations__.items() if key != "return"}
