@@ -3,6 +3,10 @@
 Importing it touches no device, compiles nothing and starts no thread.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from dlgpu import amp, backends, functional, memory_format
 from dlgpu.autograd import is_grad_enabled, no_grad, set_grad_enabled
 from dlgpu.backends.tuning import autotune, workspace_limit
@@ -23,6 +27,19 @@ from dlgpu.tensor import (
     zeros,
 )
 
+if TYPE_CHECKING:
+    import os
+
+    from dlgpu.nn import Module
+
+
+def load(path: str | os.PathLike[str], model: Module | None = None) -> Module:
+    """The network with the trained weights in a run folder or .safetensors file; see `dlgpu.weights.load`."""
+    from dlgpu import weights  # with models and data, which `import dlgpu` does without
+
+    return weights.load(path, model)
+
+
 __version__ = "0.1.0"
 
 __all__ = [
@@ -41,6 +58,7 @@ __all__ = [
     "full",
     "functional",
     "is_grad_enabled",
+    "load",
     "manual_seed",
     "memory_format",
     "no_grad",

@@ -55,16 +55,7 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     Raises:
         CheckpointError: no such file, not a dlgpu checkpoint, truncated or damaged, or of a newer format.
     """
-    from safetensors import SafetensorError, safe_open
-
-    if not Path(path).is_file():
-        raise CheckpointError(f"[checkpoint] there must be a checkpoint file; got none at {path}")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"[checkpoint] {path} is damaged or not a checkpoint; got: {error}") from error
+    header, arrays = _read(path)
     if not isinstance(header, dict):
         raise CheckpointError(
             f"[checkpoint] {path} holds weights but was not written by dlgpu.checkpoint; got no header"
@@ -75,6 +66,34 @@ def load(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], dict[str,
     if header.get("crc32") != _checksums(arrays, info):
         raise CheckpointError(f"[checkpoint] {path} is damaged; got contents that do not fit their checksums")
     return arrays, info
+
+
+def weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
+    """The model weights in a checkpoint, or in any .safetensors file; torch's counters of batches are left out.
+
+    Raises `CheckpointError` as `load` does.
+    """
+    header, arrays = _read(path)
+    if header is not None:
+        arrays, _ = load(path)
+        if any(name.startswith("model.") for name in arrays):
+            return select(arrays, "model")
+    return {name: array for name, array in arrays.items() if not name.endswith("num_batches_tracked")}
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[Any, dict[str, np.ndarray]]:
+    """-> (our header or None, arrays), not checked against each other."""
+    from safetensors import SafetensorError, safe_open
+
+    if not Path(path).is_file():
+        raise CheckpointError(f"[checkpoint] there must be a checkpoint file; got none at {path}")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"[checkpoint] {path} is damaged or not a checkpoint; got: {error}") from error
+    return header, arrays
 
 
 def _checksums(arrays: Mapping[str, np.ndarray], info: Any) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import dlgpu
-from dlgpu import backends, insight, models, optim
+from dlgpu import backends, insight, models, nn, optim
 from dlgpu.backends.precision import PRECISIONS
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
@@ -46,6 +46,10 @@ def cli() -> None:
     """
 
 
+MODEL_OPTION = click.option(
+    "--model-option", "model_options", multiple=True, metavar="KEY=VALUE", help="of the network: width_mult=0.25, ..."
+)
+
 # --- train --------------------------------------------------------------------------------------------------------
 
 
@@ -55,6 +59,8 @@ def cli() -> None:
     "--data", "dataset", help="mnist, fashion-mnist, cifar10, or a folder with train/ and test/ [default: the model's]"
 )
 @click.option("--data-root", type=click.Path(), help="where the files of a named data set are")
+@click.option("--image-size", type=click.IntRange(1), help="scale images to this size [default: as they are]")
+@MODEL_OPTION
 @click.option("-e", "--epochs", type=int, help="passes over the training data [default: the model's]")
 @click.option("-b", "--batch-size", type=int, help="images per update [default: the model's]")
 @click.option("--optimizer", help=f"{', '.join(optim.OPTIMIZERS)} [default: the model's]")
@@ -97,6 +103,7 @@ def train(
     dlgpu train lenet5
     dlgpu train deep_convnet --augment shift,rotate --validation 5000 --patience 3
     dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
+    dlgpu train mobilenet_v1 --data fashion-mnist --image-size 32 --model-option width_mult=0.25
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
     """
     if resume is not None:
@@ -110,6 +117,7 @@ def train(
             raise ShapeError("[train] there must be a MODEL or --resume FOLDER (see `dlgpu models`); got neither")
         if freeze and not settings["start"]:
             raise ShapeError(f"[train] --freeze keeps trained weights: give them with --from; got --freeze {freeze}")
+        settings["image_size"] = settings["image_size"] or 0
         config = Config(model, augment=_names(augment), freeze=_names(freeze), device=_device(device), **settings)
         if folder is None and model not in models.MODELS:
             models.build(model)  # names the model's error, not the folder's
@@ -126,7 +134,13 @@ def _was_given(name: str) -> bool:
 
 
 def _flags(names: set[str]) -> str:
-    special = {"model": "MODEL", "folder": "--run", "dataset": "--data", "start": "--from"}
+    special = {
+        "model": "MODEL",
+        "folder": "--run",
+        "dataset": "--data",
+        "start": "--from",
+        "model_options": "--model-option",
+    }
     return ", ".join(sorted(special.get(name, "--" + name.replace("_", "-")) for name in names))
 
 
@@ -400,7 +414,8 @@ def info(run: Path | None) -> None:
 @click.option("--image-size", type=int, help="input height and width [default: the model's]")
 @click.option("--in-channels", type=int, help="1 grey, 3 colour [default: the model's]")
 @click.option("--num-classes", type=int, help="[default: the model's]")
-def list_models(name: str | None, **sizes: int | None) -> None:
+@MODEL_OPTION
+def list_models(name: str | None, model_options: tuple[str, ...], **sizes: int | None) -> None:
     """The networks; or, with a NAME, its layer table."""
     if name is None:
         table = Table("name", "about", "data", "epochs", "optimizer", "lr", "schedule", box=None)
@@ -413,7 +428,8 @@ def list_models(name: str | None, **sizes: int | None) -> None:
     if name in models.MODELS:
         entry = models.MODELS[name]
         chosen = {"image_size": entry.image_size, "in_channels": entry.in_channels} | chosen
-    model = models.build(name, **chosen)
+    with nn.init.skipped():  # a table needs no weights
+        model = models.build(name, **chosen | models.parse_options(name, model_options))
     shape = (1, chosen["in_channels"], chosen["image_size"], chosen["image_size"])
     click.echo(model.summary(shape).rstrip())
 

@@ -52,6 +52,7 @@ class Config:
     """Everything a run depends on. What the data say is filled in by `complete`."""
 
     model: str
+    model_options: tuple[str, ...] = ()
     dataset: str = MODELS_OWN
     data_root: str | None = None
     epochs: int = MODELS_OWN
@@ -73,15 +74,16 @@ class Config:
     seed: int = 0
     device: str = "cpu"
     precision: str = "float32"
+    image_size: int = 0  # what images are scaled to; 0: their own size
     # from the data
     classes: tuple[str, ...] = ()
     in_channels: int = 0
-    image_size: int = 0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_known("model", self.model, models.MODELS)
+        models.parse_options(self.model, self.model_options)
         for name in ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
             if getattr(self, name) is MODELS_OWN:
                 object.__setattr__(self, name, getattr(models.MODELS[self.model], name))
@@ -113,7 +115,7 @@ class Config:
         facts: dict[str, Any] = dict(
             classes=train.classes,
             in_channels=channels,
-            image_size=height,
+            image_size=self.image_size or height,
             mean=tuple(map(float, mean)),
             std=tuple(float(max(s, 1e-3)) for s in std),  # a constant channel must not be divided by zero
         )
@@ -123,20 +125,23 @@ class Config:
         """The network with fresh weights from the run's seed."""
         random.manual_seed(self.seed)
         sizes = dict(num_classes=len(self.classes), in_channels=self.in_channels, image_size=self.image_size)
-        return models.build(self.model, **sizes).to(self.device)
+        options = models.parse_options(self.model, self.model_options)
+        return models.build(self.model, **sizes | options).to(self.device)
 
     def first_model(self) -> Module:
         """The network that training starts with: `build_model`, or with the weights of `start`, parts of it frozen."""
         model = self.build_model()
         if self.start is not None:
-            transfer.load_matching(model, _weights(Path(self.start)))
+            start = Path(self.start)
+            weights = checkpoint.weights(start / "best.safetensors" if start.is_dir() else start)
+            transfer.load_matching(model, weights)
         transfer.freeze(model, *self.freeze)
         return model
 
     def transform(self, augment: bool) -> data.Compose:
         """What happens to images between the data set and the network."""
         steps = [AUGMENTATIONS[name](self.image_size) for name in self.augment] if augment else []
-        return data.Compose([*steps, data.Normalize(self.mean, self.std)])
+        return data.Compose([data.Resize(self.image_size), *steps, data.Normalize(self.mean, self.std)])
 
     def evaluation_batches(self, images: Dataset) -> DataLoader:
         """Batches to evaluate on: no shuffling, no augmentation."""
@@ -319,12 +324,6 @@ def load_model(folder: str | Path, which: str = "best") -> tuple[Module, Config]
     model = config.build_model()
     model.load_state_dict(checkpoint.select(arrays, "model"))
     return model.eval(), config
-
-
-def _weights(path: Path) -> dict[str, np.ndarray]:
-    """The model weights of a run folder, of one of its checkpoints, or of a plain .safetensors file."""
-    arrays, _ = checkpoint.load(path / "best.safetensors" if path.is_dir() else path)
-    return checkpoint.select(arrays, "model") if any(name.startswith("model.") for name in arrays) else arrays
 
 
 def first_filters(model: Module, config: Config) -> np.ndarray | None:

@@ -29,6 +29,7 @@ from dlgpu.tensor import Tensor, tensor
 
 Loss = Callable[[Tensor, Any], Tensor]
 Row = dict[str, Any]  # one epoch's figures
+AUXILIARY_WEIGHT = 0.3  # of the loss of a classifier half-way through the network
 
 
 class Callback:
@@ -76,7 +77,8 @@ class Trainer:
     """Trains a classifier on a `DataLoader`, and evaluates it on another after each epoch.
 
     Args:
-        model: maps (N, C, H, W) to (N, classes) logits.
+        model: maps (N, C, H, W) to (N, classes) logits; in training to (logits, auxiliary logits, ...) if it has
+            auxiliary classifiers, see `auxiliary_loss`.
         optimizer: made from the model's parameters.
         train: batches to learn from, shuffled by the loader.
         evaluate: batches to evaluate on after each epoch, or None.
@@ -217,14 +219,15 @@ class Trainer:
 
     def _forward(self, images: np.ndarray, labels: np.ndarray) -> tuple[Tensor, Tensor]:
         if not self.mixup:
-            logits = self.model(_on_device(self.model, images))
-            return logits, self.loss(logits, labels)
+            outputs = self.model(_on_device(self.model, images))
+            return _logits(outputs), auxiliary_loss(self.loss, outputs, labels)
         # From the position alone, as the loader draws, so that a resumed run goes on with the same bits.
         key = self.epoch, self.batch, 1
         rng = np.random.default_rng(np.random.SeedSequence(self.train_batches.seed, spawn_key=key))
         images, others, share = data.mixup(images, labels, self.mixup, rng)
-        logits = self.model(_on_device(self.model, images))
-        return logits, self.loss(logits, labels) * share + self.loss(logits, others) * (1 - share)
+        outputs = self.model(_on_device(self.model, images))
+        ours, theirs = (auxiliary_loss(self.loss, outputs, targets) for targets in (labels, others))
+        return _logits(outputs), ours * share + theirs * (1 - share)
 
     def _check_finite(self, loss: float, when: str, images: np.ndarray | None = None) -> None:
         if math.isfinite(loss):
@@ -318,6 +321,23 @@ class Trainer:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def auxiliary_loss(loss: Loss, outputs: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
+    """The loss of the logits, plus AUXILIARY_WEIGHT times that of each auxiliary classifier (Szegedy et al. 2015).
+
+    `outputs`: logits, or (logits, auxiliary logits, ...) as GoogLeNet returns them in training.
+    """
+    if isinstance(outputs, Tensor):
+        return loss(outputs, labels)
+    main, *others = (loss(logits, labels) for logits in outputs)
+    for other in others:
+        main = main + AUXILIARY_WEIGHT * other
+    return main
+
+
+def _logits(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return outputs if isinstance(outputs, Tensor) else outputs[0]
 
 
 def evaluate(model: Module, batches: DataLoader, loss: Loss = F.cross_entropy) -> tuple[float, float]:

@@ -27,6 +27,7 @@ from dlgpu.data.transforms import (
     RandomHorizontalFlip,
     RandomRotation,
     RandomShift,
+    Resize,
     Transform,
     mixup,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "RandomHorizontalFlip",
     "RandomRotation",
     "RandomShift",
+    "Resize",
     "Transform",
     "cifar10",
     "fashion_mnist",

@@ -57,6 +57,36 @@ class Normalize:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """Scale to `size` x `size` pixels, each a mean of the pixels around its place, weighted by a triangle.
+
+    The triangle is one pixel of the coarser of the two grids wide to each side: bilinear interpolation where images
+    grow, and every pixel counts where they shrink.
+    """
+
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise ShapeError(f"[Resize] size must be at least 1; got {self.size}")
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        *_, height, width = _shape("Resize", images)
+        if height == width == self.size:
+            return images
+        return _interpolation(height, self.size) @ images @ _interpolation(width, self.size).T
+
+
+def _interpolation(source: int, target: int) -> np.ndarray:
+    """(target, source): the weight of each source pixel in each target pixel; rows add up to 1."""
+    scale = source / target
+    centres = (np.arange(target) + 0.5) * scale - 0.5  # pixels are areas: their centres lie at half numbers
+    distances = np.abs(centres[:, None] - np.arange(source)) / max(scale, 1.0)
+    weights = np.maximum(1 - distances, 0)
+    return (weights / weights.sum(1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
 class RandomShift:
     """Move each image by up to `max_pixels` whole pixels along both axes; `fill` comes in at the edges."""
 

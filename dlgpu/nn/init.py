@@ -6,6 +6,9 @@ fan_in counts the inputs of one output (C/groups * R * S), fan_out the outputs o
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Literal
 
 import numpy as np
@@ -20,6 +23,19 @@ Mode = Literal["fan_in", "fan_out"]
 GAINS = {"linear": 1.0, "sigmoid": 1.0, "tanh": 5 / 3, "relu": math.sqrt(2)}
 
 
+_skipped: ContextVar[bool] = ContextVar("skipped", default=False)
+
+
+@contextmanager
+def skipped() -> Iterator[None]:
+    """Inside, the random initialisers draw nothing and write nothing: for a model whose weights are loaded next."""
+    token = _skipped.set(True)
+    try:
+        yield
+    finally:
+        _skipped.reset(token)
+
+
 def fans(tensor: Tensor) -> tuple[int, int]:
     """(fan_in, fan_out) of weights (K, C) or (K, C/groups, R, S)."""
     if tensor.ndim < 2:
@@ -30,12 +46,12 @@ def fans(tensor: Tensor) -> tuple[int, int]:
 
 def normal_(tensor: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
     """Gaussian with a given standard deviation."""
-    return _fill(tensor, mean + std * random.generator().standard_normal(tensor.shape))
+    return _fill(tensor, lambda rng: mean + std * rng.standard_normal(tensor.shape))
 
 
 def uniform_(tensor: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform in [low, high)."""
-    return _fill(tensor, random.generator().uniform(low, high, tensor.shape))
+    return _fill(tensor, lambda rng: rng.uniform(low, high, tensor.shape))
 
 
 def constant_(tensor: Tensor, value: float) -> Tensor:
@@ -108,7 +124,8 @@ def _he_std(tensor: Tensor, mode: str, nonlinearity: str) -> float:
     return GAINS[nonlinearity] / math.sqrt(fans(tensor)[mode == "fan_out"])
 
 
-def _fill(tensor: Tensor, values: object) -> Tensor:
-    tensor.data[...] = tensor.backend.xp.asarray(values)
-    tensor.version.count += 1
+def _fill(tensor: Tensor, draw: Callable[[np.random.Generator], np.ndarray]) -> Tensor:
+    if not _skipped.get():
+        tensor.data[...] = tensor.backend.xp.asarray(draw(random.generator()))
+        tensor.version.count += 1
     return tensor

@@ -1,16 +1,22 @@
-"""The layer table of a network: output shapes, parameters and floating-point operations, by running it once."""
+"""The layer table of a network: output shapes, parameters and floating-point operations."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
+
+import numpy as np
 
 from dlgpu.autograd import no_grad
 from dlgpu.backends import shapes
+from dlgpu.backends.kernels.recorder import Recorder
 from dlgpu.nn.layers import Conv2d, ConvTranspose2d, Linear
 from dlgpu.nn.module import Module
-from dlgpu.tensor import Tensor, zeros
+from dlgpu.tensor import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,7 +31,11 @@ class LayerRow:
 
 
 def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
-    """Run `model` in evaluation mode on zeros of `input_shape` (N, C, H, W) and note its innermost layers."""
+    """What the innermost layers of `model` make of an input of `input_shape` (N, C, H, W), in evaluation mode.
+
+    Nothing is computed: ops only plan (`dlgpu.backends.kernels.recorder`), on zeros that take no memory until they are
+    read. So the table of a large network takes no longer than that of a small one.
+    """
     rows: list[LayerRow] = []
     leaves = [(name, module) for name, module in model.named_modules() if not any(True for _ in module.children())]
     training = {module: module.training for module in model.modules()}
@@ -39,15 +49,29 @@ def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
 
     remove = [module.register_forward_hook(note(name)) for name, module in leaves]
     try:
-        like = next(model.parameters(), zeros(0))
-        with no_grad():
-            model.eval()(zeros(*input_shape, dtype=like.dtype, device=like.device))
+        with no_grad(), _on_recorder(model) as recorder:
+            model.eval()(Tensor(np.zeros(input_shape, np.float32), recorder))
     finally:
         for undo in remove:
             undo()
         for module, mode in training.items():
             module.__dict__["training"] = mode
     return rows
+
+
+@contextmanager
+def _on_recorder(model: Module) -> Iterator[Recorder]:
+    """Inside, parameters and buffers are float32 zeros on a `Recorder`."""
+    recorder = Recorder(xp=SimpleNamespace(**{**vars(np), "empty": np.zeros}))
+    tensors = [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]
+    before = [(tensor, tensor.data, tensor.backend) for tensor in tensors]
+    for tensor in tensors:
+        tensor.data, tensor.backend = np.zeros(tensor.shape, np.float32), recorder
+    try:
+        yield recorder
+    finally:
+        for tensor, data, backend in before:
+            tensor.data, tensor.backend = data, backend
 
 
 def _flops(module: Module, inputs: tuple[Any, ...]) -> int:

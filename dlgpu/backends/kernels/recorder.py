@@ -18,14 +18,17 @@ class Recorder(KernelOps):
 
     Args:
         capability, sms: of the device to plan for: 75, 80, 86, 89, 90 or 100; its multiprocessors.
+        xp: what makes arrays; by default they have no contents, and must not be read.
 
     Attributes:
         plans: what would have been launched, in order.
     """
 
-    def __init__(self, capability: int = 90, sms: int = 132) -> None:
-        arrays = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
-        super().__init__(SimpleNamespace(xp=arrays, capability=capability, sms=sms))
+    name, device = "recorder", "host-kernels"
+
+    def __init__(self, capability: int = 90, sms: int = 132, xp: Any = None) -> None:
+        phantoms = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
+        super().__init__(SimpleNamespace(xp=xp or phantoms, capability=capability, sms=sms))
         self.plans: list[Plan] = []
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
