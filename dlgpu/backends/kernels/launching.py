@@ -8,9 +8,11 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array
+from dlgpu.backends.kernels.gemm_hopper import HopperPlan
 from dlgpu.backends.kernels.geometry import four_axes, strides
 from dlgpu.backends.kernels.plan import Dim3, Plan, elementwise
 from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.kernels.tensor_map import TensorMap
 
 
 class Launcher(Protocol):
@@ -24,6 +26,10 @@ class Launcher(Protocol):
     @property
     def capability(self) -> int:
         """What the device can do: 75, 80, 86, 89, 90 or 100, as in sm_90."""
+        ...
+
+    def tensor_map(self, description: TensorMap, array: Array) -> np.ndarray:
+        """The kernel argument that describes `array` to TMA."""
         ...
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
@@ -48,6 +54,11 @@ class Launching:
         """Launch a plan on its arrays, unless there is nothing to compute."""
         if not plan.empty:
             self.launcher.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+
+    def run_hopper(self, plan: HopperPlan, *arrays: Array | None) -> None:
+        """Launch a plan whose first arrays go to the kernel as tensor maps."""
+        mapped = [self.launcher.tensor_map(m, a) for m, a in zip(plan.maps, arrays, strict=False) if a is not None]
+        self.run(plan.launch, *mapped, *arrays[len(plan.maps) :])
 
     def aligned(self, *arrays: Array) -> bool:
         """Whether each begins at a multiple of 16 bytes, as vector copies want it."""

@@ -17,9 +17,13 @@ import dlgpu
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
 from dlgpu.backends.kernels.plan import Dim3
+from dlgpu.backends.kernels.tensor_map import TensorMap
 from dlgpu.backends.launchers.gpu import NUMBERS, cupy_with_gpu, current_capability, refuse, refuse_count
+from dlgpu.backends.launchers.tensor_maps import tensor_map
 from dlgpu.errors import BackendUnavailable
 from dlgpu.files import atomic_file, cache_folder
+
+DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking
 
 
 class CupyLauncher:
@@ -37,6 +41,10 @@ class CupyLauncher:
     def capability(self) -> int:
         return current_capability(self.xp)
 
+    def tensor_map(self, description: TensorMap, array: Any) -> np.ndarray:
+        """The kernel argument that describes `array` to TMA."""
+        return tensor_map(description, array)
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""
         arch = architecture(self.capability)
@@ -44,6 +52,8 @@ class CupyLauncher:
         if function is None:
             self._load(sources.family_of(kernel), arch)
             function = self._functions[kernel, arch]
+        if shared_bytes > DEFAULT_SHARED and shared_bytes > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared_bytes
         function(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
 
     def _load(self, family: str, arch: str) -> None:

@@ -11,9 +11,13 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.plan import Dim3
+from dlgpu.backends.kernels.tensor_map import TensorMap
 from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability
+from dlgpu.backends.launchers.tensor_maps import tensor_map
 from dlgpu.errors import BackendUnavailable
 
 MODULE = "dlgpu.backends.launchers._native"
@@ -57,6 +61,10 @@ class NativeLauncher:
     @property
     def capability(self) -> int:
         return current_capability(self.xp)
+
+    def tensor_map(self, description: TensorMap, array: Any) -> np.ndarray:
+        """The kernel argument that describes `array` to TMA."""
+        return tensor_map(description, array)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later.

@@ -1,0 +1,162 @@
+"""The Hopper kernels (wgmma, TMA) on the CPU, against float64 at the edges of their tiles, in every order of copies; plans,
+and what the compiler made of them. What only a GPU can prove is listed in docs/hopper.md."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+import sass
+from test_kernels import kernels, values  # noqa: F401  # a fixture
+from test_kernels_gemm import HALVES, check_product
+
+from dlgpu.backends.kernels import gemm_hopper
+from dlgpu.backends.kernels.compile import compile_family
+from dlgpu.backends.shapes import Gemm
+
+MAJORS = [(False, False), (False, True), (True, False)]
+# Around the tiles (128 x 128, 128 x 256, 64 of depth), the panels of 64 x 64, and the vectors of 8.
+SIZES = [(8, 8, 8), (64, 64, 64), (72, 136, 200), (128, 128, 64), (136, 264, 72), (200, 64, 328), (1, 8, 8), (257, 48, 8)]
+COPIES = itertools.cycle(("late", "early", "random"))
+
+
+@pytest.fixture(params=gemm_hopper.WIDTHS)
+def columns(request: pytest.FixtureRequest) -> int:
+    return request.param
+
+
+@pytest.fixture
+def launched(kernels: Any, monkeypatch: pytest.MonkeyPatch) -> list[str]:  # noqa: F811
+    """The kernels that run; on the CPU copies land at another time in each test."""
+    launcher, names = kernels.backend.launcher, []
+    if launcher.capability != gemm_hopper.CAPABILITY:
+        pytest.skip("needs a Hopper GPU")
+    start, configure = launcher.launch, getattr(launcher, "configure", None)
+    monkeypatch.setattr(launcher, "launch", lambda kernel, *rest: (names.append(kernel), start(kernel, *rest))[1])
+    if configure is not None:
+        copies = next(COPIES)
+        monkeypatch.setattr(launcher, "configure", lambda **how: configure(**how, copies=copies, seed=1))
+    return names
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), MAJORS)
+@pytest.mark.parametrize(("m", "n", "k"), SIZES)
+def test_gemm(
+    kernels: Any,  # noqa: F811
+    launched: list[str],
+    dtype: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    m: int,
+    n: int,
+    k: int,
+    columns: int,
+) -> None:
+    if transpose_a:
+        m = -(-m // 8) * 8
+    a, b = values(1, (k, m) if transpose_a else (m, k), dtype), values(2, (n, k) if transpose_b else (k, n), dtype)
+    c, bias = values(3, (m, n), dtype), values(4, (n,), dtype)
+    how: dict[str, Any] = dict(transpose_a=transpose_a, transpose_b=transpose_b)
+    left, right = a.T if transpose_a else a, b.T if transpose_b else b
+    with gemm_hopper.use(columns):
+        check_product(kernels.gemm(a, b, **how), left, right)
+        got = kernels.gemm(a, b, c, bias, alpha=1.0, beta=-2.0, activation="relu", **how)
+    check_product(got, left, right, bias.astype(np.float64) - 2.0 * c.astype(np.float64), relu=True)
+    assert len(launched) == 2
+    assert all(name.startswith("dl::gemm_hopper") for name in launched)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("transpose_a", "transpose_b"), MAJORS)
+def test_blocks_make_several_tiles(
+    kernels: Any,  # noqa: F811
+    launched: list[str],
+    dtype: Any,
+    transpose_a: bool,
+    transpose_b: bool,
+    columns: int,
+) -> None:
+    """More tiles than blocks, over a batch, with more stages of depth than the pipeline has."""
+    a, b = values(5, (70, 136, 328), dtype), values(6, (70, 328, 72), dtype)
+    left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
+    with gemm_hopper.use(columns):
+        got = kernels.batched_gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b)
+    check_product(got, a, b)
+    assert launched == [
+        f"dl::gemm_hopper<{'__half' if dtype == np.float16 else '__nv_bfloat16'}, "
+        f"{str(transpose_a).lower()}, {str(transpose_b).lower()}, {columns}>"
+    ]
+
+
+def test_nan_stays_where_it_is(kernels: Any, launched: list[str], columns: int) -> None:  # noqa: F811
+    a, b = np.ones((200, 72), np.float16), np.ones((72, 136), np.float16)
+    a[3, 71], a[130, 0] = np.nan, np.inf
+    with gemm_hopper.use(columns):
+        got = kernels.gemm(a, b, activation="relu").astype(np.float64)
+    assert launched
+    assert np.isnan(got[3]).all()
+    assert np.isposinf(got[130]).all()
+    assert np.isfinite(np.delete(got, [3, 130], 0)).all()
+
+
+# --- plans --------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_takes_them_unasked(kernels: Any, launched: list[str]) -> None:  # noqa: F811
+    kernels.gemm(np.ones((64, 64), np.float16), np.ones((64, 64), np.float16))
+    assert launched
+    assert not any("hopper" in name for name in launched)
+
+
+def test_what_a_plan_says() -> None:
+    chosen = gemm_hopper.plan(Gemm(1, 4096, 4096, 4096), "__half", False, True)
+    assert chosen is not None
+    assert str(chosen.launch).startswith("dl::gemm_hopper<__half, false, true, 256> on grid 132x1x1, block 384x1x1, 2")
+    assert [m.box for m in chosen.maps] == [(64, 128, 1), (64, 256, 1), (64, 64, 1)]  # type: ignore[union-attr]
+    assert chosen.launch.shared_bytes <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("sizes", "dtype", "turned"),
+    [
+        ((1, 64, 64, 60), "__half", (False, False)),
+        ((1, 64, 60, 64), "__half", (False, True)),
+        ((1, 60, 64, 64), "__half", (True, False)),
+        ((1, 64, 64, 64), "float", (False, False)),
+        ((1, 64, 64, 64), "__half", (True, True)),
+        ((1, 64, 64, 0), "__half", (False, False)),
+        ((0, 64, 64, 64), "__half", (False, False)),
+    ],
+)
+def test_what_a_plan_refuses(sizes: tuple[int, ...], dtype: str, turned: tuple[bool, bool]) -> None:
+    assert gemm_hopper.plan(Gemm(*sizes), dtype, *turned) is None
+
+
+# --- machine code -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
+@pytest.mark.parametrize("family", ["gemm_hopper"])
+def test_the_main_loop_is_wgmma_fed_by_tma(family: str) -> None:
+    compiled = compile_family(family, "sm_90a")
+    code = sass.functions(compiled.cubin)
+    for name, mangled in compiled.names.items():
+        loop = sass.main_loop(code[mangled], "HGMMA")
+        assert sum(op.startswith("HGMMA") for op in loop) == 4, (name, loop)
+        assert not any(op.startswith(("LDL", "STL", "HMMA", "FFMA")) for op in loop), (name, loop)
+        every = [sass.opcode(line) for line in code[mangled] if not line.endswith(":")]
+        for needed in ("UTMALDG", "UTMASTG", "SYNCS", "USETMAXREG", "WARPGROUP"):
+            assert any(op.startswith(needed) for op in every), (name, needed)
+
+
+def test_bfloat16_is_not_half(kernels: Any, launched: list[str]) -> None:  # noqa: F811
+    """Numbers that half cannot hold."""
+    a = np.full((64, 64), 2.0**100, ml_dtypes.bfloat16)
+    with gemm_hopper.use():
+        got = kernels.gemm(a, np.eye(64).astype(ml_dtypes.bfloat16))
+    assert launched
+    np.testing.assert_array_equal(got, a)
