@@ -43,7 +43,7 @@ struct Landing {  // of a TMA load
 };
 
 struct Load {
-  const Map* map;
+  Map map;  // a copy: the thread that asked may have ended, and its stack have another owner
   char* to;
   void* barrier;
   int at[4];
@@ -169,7 +169,7 @@ void move(const Map& m, char* shared, int row, int column, char* global, int byt
 }
 
 void land(const Load& load) {
-  const Map& m = *load.map;
+  const Map& m = load.map;
   memset(load.to, 0, box_bytes(m));
   for_each_line(m, load.at, load.moves, [&](int row, char* p, int from, int to) {
     const int e = m.element_bytes;
@@ -352,7 +352,7 @@ void tma_load(void* shared, const void* map, void* barrier, const int* at, const
     fail("a TMA load (" + code_position(pc) + ") over one that nobody has read");
   landings[to] = {to, box_bytes(m), barrier, phases_ended[barrier], false};
   memset(to, 0xFF, box_bytes(m));
-  Load load{&m, to, barrier, {at[0], at[1], at[2], moves ? at[3] : 0}, {}};
+  Load load{m, to, barrier, {at[0], at[1], at[2], moves ? at[3] : 0}, {}};
   if (moves) std::copy(moves, moves + 2, load.moves);
   if (chance())
     land(load);
