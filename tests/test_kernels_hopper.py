@@ -11,15 +11,26 @@ import numpy as np
 import pytest
 import sass
 from test_kernels import kernels, values  # noqa: F401  # a fixture
+from test_kernels_conv_implicit import check, wide
 from test_kernels_gemm import HALVES, check_product
 
-from dlgpu.backends.kernels import gemm_hopper
+from dlgpu.backends import reference
+from dlgpu.backends.kernels import conv_hopper, gemm_hopper
 from dlgpu.backends.kernels.compile import compile_family
-from dlgpu.backends.shapes import Gemm
+from dlgpu.backends.shapes import Conv2d, Gemm
 
 MAJORS = [(False, False), (False, True), (True, False)]
 # Around the tiles (128 x 128, 128 x 256, 64 of depth), the panels of 64 x 64, and the vectors of 8.
-SIZES = [(8, 8, 8), (64, 64, 64), (72, 136, 200), (128, 128, 64), (136, 264, 72), (200, 64, 328), (1, 8, 8), (257, 48, 8)]
+SIZES = [
+    (8, 8, 8),
+    (64, 64, 64),
+    (72, 136, 200),
+    (128, 128, 64),
+    (136, 264, 72),
+    (200, 64, 328),
+    (1, 8, 8),
+    (257, 48, 8),
+]
 COPIES = itertools.cycle(("late", "early", "random"))
 
 
@@ -103,6 +114,91 @@ def test_nan_stays_where_it_is(kernels: Any, launched: list[str], columns: int) 
     assert np.isfinite(np.delete(got, [3, 130], 0)).all()
 
 
+# --- convolution ---------------------------------------------------------------------------------------------------
+
+# input shape, K, filter, stride, padding, dilation
+GEOMETRIES = [
+    ((2, 8, 9, 7), 16, 3, 1, 1, 1),
+    ((2, 16, 9, 10), 24, (3, 2), (2, 1), ((1, 0), (0, 2)), 1),
+    ((2, 8, 11, 11), 8, 3, 2, 2, 2),
+    ((1, 8, 12, 13), 72, 3, 3, 1, (1, 2)),
+    ((3, 72, 6, 7), 264, 1, 1, 0, 1),  # channels, rows and columns beyond one step, one tile
+    ((1, 64, 6, 6), 64, 1, 2, 0, 1),
+    ((1, 8, 5, 5), 8, 5, 1, 4, 1),  # more padding than image
+    ((2, 136, 5, 6), 8, (2, 3), 1, ((0, 1), (2, 0)), (2, 1)),
+    ((5, 8, 13, 11), 8, 3, 1, 1, 1),
+    ((2, 8, 3, 3), 8, 3, 1, 6, 1),  # windows that see nothing but padding
+]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("shape", "out", "kernel", "stride", "padding", "dilation"), GEOMETRIES)
+def test_convolution(
+    kernels: Any,  # noqa: F811
+    launched: list[str],
+    dtype: Any,
+    shape: Any,
+    out: int,
+    kernel: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    columns: int,
+) -> None:
+    how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
+    fast: dict[str, Any] = dict(how, algorithm="implicit_gemm")
+    r, s = (kernel, kernel) if isinstance(kernel, int) else kernel
+    x, w = values(1, shape, dtype, "channels_last"), values(2, (out, shape[1], r, s), dtype, "channels_last")
+    b = values(3, (out,), dtype)
+    truth, size = (reference.conv2d(*wide(*a), **how) for a in ((x, w, b), (abs(x), abs(w), abs(b))))
+    added = values(4, truth.shape, dtype, "channels_last")
+    with gemm_hopper.use(columns):
+        check(kernels.conv2d(x, w, b, **fast), truth, size, w[0].size, 0.0)
+        got = kernels.conv2d(x, w, b, added, activation="relu", **fast)
+        check(got, np.maximum(truth + wide(added)[0], 0), size + abs(wide(added)[0]), w[0].size + 1, 0.0)
+        dx = kernels.conv2d_grad_input(added, w, input_shape=shape, **fast)
+    truth, size = (
+        reference.conv2d_grad_input(*wide(*a), input_shape=shape, **how) for a in ((added, w), (abs(added), abs(w)))
+    )
+    check(dx, truth, size, w.size // shape[1], 0.0)
+    strided = stride != 1
+    names = [name.split("<")[0] for name in launched if "conv" in name]
+    backward = "dl::conv2d_grad_input_tc" if strided else "dl::conv_hopper"
+    assert names == ["dl::conv_hopper", "dl::conv_hopper", backward]
+
+
+def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, launched: list[str], columns: int) -> None:  # noqa: F811
+    """A NaN reaches exactly the outputs whose windows hold it, also across rows and images."""
+    x, w = np.ones((2, 8, 5, 6), np.float16), np.ones((8, 8, 3, 3), np.float16)
+    x[0, 0, 4, 5] = np.nan
+    expected = np.zeros(x.shape, bool)
+    expected[0, :, 3:5, 4:6] = True
+    with gemm_hopper.use(columns):
+        got = kernels.conv2d(x, w, padding=1, algorithm="implicit_gemm")
+        dx = kernels.conv2d_grad_input(x, w, input_shape=x.shape, padding=1, algorithm="implicit_gemm")
+    assert sum("conv_hopper" in name for name in launched) == 2
+    np.testing.assert_array_equal(np.isnan(got), expected)
+    np.testing.assert_array_equal(np.isnan(dx), expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "weight", "how"),
+    [
+        ((1, 12, 9, 9), (8, 12, 3, 3), {}),  # channels
+        ((1, 8, 9, 9), (12, 8, 3, 3), {}),
+        ((1, 16, 9, 9), (16, 8, 3, 3), {"groups": 2}),
+        ((1, 8, 300, 9), (8, 8, 3, 3), {"padding": (129, 0)}),  # corners are signed bytes
+        ((1, 8, 600, 9), (8, 8, 3, 3), {"dilation": (128, 1)}),  # offsets bytes
+        ((1, 8, 90, 90), (8, 8, 3, 3), {"stride": 9}),
+        ((0, 8, 9, 9), (8, 8, 3, 3), {}),
+    ],
+)
+def test_what_convolution_refuses(shape: Any, weight: Any, how: dict[str, Any]) -> None:
+    options: dict[str, Any] = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1, **how}
+    g = Conv2d.of("conv2d", shape, weight, None, *options.values())
+    assert conv_hopper.forward_plan(g, "__half") is None
+
+
 # --- plans --------------------------------------------------------------------------------------------------------
 
 
@@ -140,7 +236,7 @@ def test_what_a_plan_refuses(sizes: tuple[int, ...], dtype: str, turned: tuple[b
 
 
 @pytest.mark.skipif(sass.disassembler() is None, reason="no nvdisasm: pip install nvidia-cuda-nvdisasm")
-@pytest.mark.parametrize("family", ["gemm_hopper"])
+@pytest.mark.parametrize("family", ["gemm_hopper", "conv_hopper"])
 def test_the_main_loop_is_wgmma_fed_by_tma(family: str) -> None:
     compiled = compile_family(family, "sm_90a")
     code = sass.functions(compiled.cubin)

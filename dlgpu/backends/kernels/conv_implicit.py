@@ -8,7 +8,7 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
-from dlgpu.backends.kernels import tiles
+from dlgpu.backends.kernels import conv_hopper, gemm_hopper, tiles
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
 from dlgpu.backends.kernels.gemm import tensor_terms
 from dlgpu.backends.kernels.geometry import conv
@@ -100,6 +100,11 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, g.output_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
+        if aligned and (columns := gemm_hopper.asked(ops.launcher.capability)):
+            fast = conv_hopper.forward_plan(g, dtype, columns=columns, relu=activation == "relu")
+            if fast is not None:
+                ops.run_hopper(fast, x, weight, y, residual, bias)
+                return y
         plan = forward_plan(g, dtype, terms, relu=activation == "relu", pooled=False, aligned=aligned)
         ops.run(plan, x, weight, residual, bias, y, None)
         return y
@@ -120,7 +125,13 @@ class ImplicitGemm(ConvAlgorithm):
         dy, weight = ops.dense(grad_output, "channels_last"), ops.dense(weight, "channels_last")
         dx = memory_format.empty(ops.xp, g.input_shape, dy.dtype, "channels_last")
         dtype, terms = _storage(ops, dy)
-        ops.run(grad_input_plan(g, dtype, terms, aligned=ops.aligned(dy, weight)), dy, weight, dx)
+        aligned = ops.aligned(dy, weight)
+        if aligned and (columns := gemm_hopper.asked(ops.launcher.capability)):
+            fast = conv_hopper.grad_input_plan(g, dtype, columns=columns)
+            if fast is not None:
+                ops.run_hopper(fast, dy, weight, dx, None, None)
+                return dx
+        ops.run(grad_input_plan(g, dtype, terms, aligned=aligned), dy, weight, dx)
         return dx
 
     def grad_weight(

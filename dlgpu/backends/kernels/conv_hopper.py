@@ -1,0 +1,71 @@
+"""Convolution by wgmma and TMA's im2col mode on Hopper: plans. Like `gemm_hopper`, only where it is asked for."""
+
+from __future__ import annotations
+
+from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, HopperPlan, launch
+from dlgpu.backends.kernels.plan import MOST_ELEMENTS
+from dlgpu.backends.kernels.sources import pack
+from dlgpu.backends.kernels.tensor_map import LINE, Im2col, Tiled, encodable
+from dlgpu.backends.shapes import Conv2d
+
+MOST_MOVE = 255  # of a tap from the first one, in pixels: what the instruction's offsets hold
+
+
+def forward_plan(g: Conv2d, dtype: str, *, columns: int = 256, relu: bool = False) -> HopperPlan | None:
+    """Arrays, channels_last and at multiples of 16 bytes: x, weight, y (as maps), residual or None, bias or None.
+
+    None if the kernel cannot do it: another type, groups, channels that are no multiples of 8, padding or dilation beyond
+    what TMA counts, strides above 8.
+    """
+    low = -g.padding[0][0], -g.padding[1][0]
+    high = tuple(
+        low[i] + (positions - 1) * g.stride[i] - (size - 1)
+        for i, (positions, size) in enumerate(((g.P, g.H), (g.Q, g.W)))
+    )
+    return _plan(g, dtype, columns, relu, (g.C, g.W, g.H), (g.P, g.Q), g.K, low, high, g.stride)
+
+
+def grad_input_plan(g: Conv2d, dtype: str, *, columns: int = 256) -> HopperPlan | None:
+    """Arrays as above: dy, weight, dx (as maps), None, None. Strides are 1."""
+    if g.stride != (1, 1):
+        return None
+    low = g.padding[0][0] - (g.R - 1) * g.dilation[0], g.padding[1][0] - (g.S - 1) * g.dilation[1]
+    high = low[0] + g.H - g.P, low[1] + g.W - g.Q
+    return _plan(g, dtype, columns, None, (g.K, g.Q, g.P), (g.H, g.W), g.C, low, high, (1, 1))
+
+
+def _plan(
+    g: Conv2d,
+    dtype: str,
+    columns: int,
+    relu: bool | None,
+    image: tuple[int, int, int],
+    positions: tuple[int, int],
+    width: int,
+    low: tuple[int, int],
+    high: tuple[int, ...],
+    step: tuple[int, int],
+) -> HopperPlan | None:
+    """`image`: channels, width and height of what is walked over; `relu` None: the gradient. Pairs are (h, w)."""
+    moves = tuple((taps - 1) * dilation for taps, dilation in zip((g.R, g.S), g.dilation, strict=True))
+    rows = g.N * positions[0] * positions[1]
+    if dtype not in ("__half", "__nv_bfloat16") or columns not in WIDTHS or g.G != 1 or max(moves) > MOST_MOVE:
+        return None
+    if rows < 1 or rows * width > MOST_ELEMENTS:
+        return None
+    c, w, h = image
+    backward = relu is None
+    sizes, strides = (c, w, h, g.N), (2 * c, 2 * c * w, 2 * c * w * h)
+    walk = Im2col(sizes, strides, LINE, ROWS, (low[1], low[0]), (high[1], high[0]), (step[1], step[0]))
+    taps = g.R * g.S
+    lines = DEPTH if backward else columns
+    filters = Tiled((g.C, taps, g.K), (2 * g.C, 2 * g.C * taps), (LINE, 1, lines))
+    out = Tiled((width, rows, 1), (2 * width, 2 * width * rows), (LINE, 64, 1))
+    maps = (walk, filters, out)
+    if not all(map(encodable, maps)):
+        return None
+    numbers = (rows, width, c, g.R, g.S, *positions, *step, *low, *g.dilation)
+    count = -(-rows // ROWS) * -(-width // columns)
+    why = f"{rows}x{width}x{taps * c}, {count} tiles {ROWS}x{columns}, wgmma on im2col by TMA"
+    kernel = f"dl::conv_hopper<{dtype}, {columns}, {str(backward).lower()}>"
+    return HopperPlan(launch(kernel, count, columns, (pack("ImageWalk", *numbers), int(bool(relu))), why), maps)

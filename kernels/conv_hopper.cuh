@@ -1,0 +1,57 @@
+// Convolution as implicit GEMM by wgmma, its images brought by TMA in im2col mode: channels_last, one group, half or
+// bfloat16, channels in multiples of 8. No column matrix and no turned copy of the weights exists.
+#pragma once
+#include "hopper_tile.cuh"
+
+namespace dl {
+
+// How the rows of the product walk over the images: row m is position (m / width / height, m / width % height, m % width),
+// whose window begins at (h * step_h + low_h, ...); tap (r, s) is (r * move_h, s * move_w) on. depth: channels of a tap.
+struct ImageWalk {
+  int rows, columns, depth, R, S, height, width;
+  int step_h, step_w, low_h, low_w, move_h, move_w;
+};
+static_assert(sizeof(ImageWalk) == 13 * 4, "Python passes 13 packed ints");
+
+// Forward: images x, out y, rows are output pixels, columns filters. Backward (stride 1): images dy, out dx, rows are input
+// pixels, columns input channels, and the window's taps meet those of the filter from the last to the first.
+// Maps: images in im2col mode (128 pixels of 64 channels); filters with the axes (C, R * S, K); out (columns, rows, 1).
+template <typename T, int BN, bool kBackward>
+__global__ void __launch_bounds__(kHopperThreads, 1)
+    conv_hopper(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters,
+                const __grid_constant__ TensorMap out, const T* __restrict__ residual, const T* __restrict__ bias,
+                ImageWalk g, int relu) {
+#if DL_HOPPER
+  struct Work {
+    const TensorMap &images, &filters, &out;
+    const ImageWalk& g;
+    Epilogue<T> end;
+    int tiles, steps;
+
+    __device__ TileAt at(int i) const { return tile_at(i, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)); }
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+      const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
+      const int m = at.row * kHopperRows, line = m / g.width, n = at.column * BN;
+      tma_load_im2col(to_a, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
+                      line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
+      if constexpr (kBackward) {
+        for (int i = 0; i < BN / 64; ++i) tma_load(to_b + i * kPanel, filters, full, n + 64 * i, g.R * g.S - 1 - tap, c);
+      } else {
+        tma_load(to_b, filters, full, c, tap, n);
+      }
+    }
+    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+      store_panels<T, BN>(out, end, panel, sums, consumer, at.row * kHopperRows + 64 * consumer, at.column * BN, 0, g.rows,
+                          g.columns, 0, g.columns);
+    }
+  };
+  const Epilogue<T> end = {residual, bias, nullptr, 1.0f, 1.0f, relu != 0};
+  const int tiles = ceil_div(g.rows, kHopperRows) * ceil_div(g.columns, BN);
+  hopper_product<T, BN, true, !kBackward>(
+      Work{images, filters, out, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
+#else
+  __trap();
+#endif
+}
+
+}  // namespace dl
