@@ -34,6 +34,9 @@ class Nothing:
     def __init__(self) -> None:
         self.count = 0
 
+    def tensor_map(self, description: Any, array: Any) -> Any:
+        return array
+
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         self.count += 1
 

@@ -1,5 +1,5 @@
-"""The Hopper kernels (wgmma, TMA) on the CPU, against float64 at the edges of their tiles, in every order of copies; plans,
-and what the compiler made of them. What only a GPU can prove is listed in docs/hopper.md."""
+"""The Hopper kernels (wgmma, TMA) on the CPU, against float64 at the edges of their tiles, in every order of copies; their
+plans, and what the compiler made of them. What only a GPU can prove is listed in docs/hopper.md."""
 
 from __future__ import annotations
 
@@ -161,10 +161,36 @@ def test_convolution(
         reference.conv2d_grad_input(*wide(*a), input_shape=shape, **how) for a in ((added, w), (abs(added), abs(w)))
     )
     check(dx, truth, size, w.size // shape[1], 0.0)
+    with gemm_hopper.use(columns):
+        dw, db = kernels.conv2d_grad_weight_bias(added, x, weight_shape=w.shape, **fast)
+    truth, size = (
+        reference.conv2d_grad_weight(*wide(*a), weight_shape=w.shape, **how) for a in ((added, x), (abs(added), abs(x)))
+    )
+    terms = added.size // out
+    check(dw, truth, size, terms, 0.0)
+    check(db, *(reference.grad_bias(a.astype(np.float64)) for a in (added, abs(added))), terms, 0.0)
     strided = stride != 1
     names = [name.split("<")[0] for name in launched if "conv" in name]
     backward = "dl::conv2d_grad_input_tc" if strided else "dl::conv_hopper"
-    assert names == ["dl::conv_hopper", "dl::conv_hopper", backward]
+    assert names == ["dl::conv_hopper", "dl::conv_hopper", backward, "dl::conv_hopper_grad_weight"]
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+def test_weight_gradients_in_parts(kernels: Any, launched: list[str], dtype: Any, columns: int) -> None:  # noqa: F811
+    """A long depth, whose last part is short, gives the same bits every time."""
+    x, dy = values(1, (4, 8, 20, 20), dtype, "channels_last"), values(2, (4, 136, 20, 20), dtype, "channels_last")
+    how: dict[str, Any] = dict(weight_shape=(136, 8, 3, 3), padding=1)
+    g = Conv2d.of("conv2d", x.shape, (136, 8, 3, 3), None, 1, 1, 1, 1)
+    found = conv_hopper.grad_weight_plan(g, "__half", columns=columns)
+    assert found is not None
+    assert found[1] == 3  # of 25 steps, 9 in each
+    with gemm_hopper.use(columns):
+        dw = kernels.conv2d_grad_weight(dy, x, algorithm="implicit_gemm", **how)
+        again = kernels.conv2d_grad_weight(dy, x, algorithm="implicit_gemm", **how)
+    assert any("hopper" in name for name in launched)
+    np.testing.assert_array_equal(dw, again)
+    truth, size = (reference.conv2d_grad_weight(*wide(*a), **how) for a in ((dy, x), (abs(dy), abs(x))))
+    check(dw, truth, size, 1600, 0.0)
 
 
 def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, launched: list[str], columns: int) -> None:  # noqa: F811
@@ -245,7 +271,8 @@ def test_the_main_loop_is_wgmma_fed_by_tma(family: str) -> None:
         assert sum(op.startswith("HGMMA") for op in loop) == 4, (name, loop)
         assert not any(op.startswith(("LDL", "STL", "HMMA", "FFMA")) for op in loop), (name, loop)
         every = [sass.opcode(line) for line in code[mangled] if not line.endswith(":")]
-        for needed in ("UTMALDG", "UTMASTG", "SYNCS", "USETMAXREG", "WARPGROUP"):
+        stores = () if "grad_weight" in name else ("UTMASTG",)
+        for needed in ("UTMALDG", *stores, "SYNCS", "USETMAXREG", "WARPGROUP"):
             assert any(op.startswith(needed) for op in every), (name, needed)
 
 

@@ -139,8 +139,14 @@ class ImplicitGemm(ConvAlgorithm):
     ) -> tuple[Array, Array | None]:
         dy, x = ops.dense(grad_output, "channels_last"), ops.dense(x, "channels_last")
         dw = memory_format.empty(ops.xp, g.weight_shape, x.dtype, "channels_last")
-        db = ops.xp.empty(g.K, x.dtype) if with_bias else None
         dtype, terms = _storage(ops, x)
+        columns = gemm_hopper.asked(ops.launcher.capability) if ops.aligned(dy, x) else None
+        if columns and (fast := conv_hopper.grad_weight_plan(g, dtype, columns=columns)):
+            slabs = ops.xp.empty((fast[1], dw.size), np.float32)
+            ops.run_hopper(fast[0], dy, x, slabs)
+            ops.run(sum_plan(dw.size, dtype, fast[1]), slabs, None, None, dw)
+            return dw, ops.grad_bias(dy) if with_bias else None
+        db = ops.xp.empty(g.K, x.dtype) if with_bias else None
         plan, splits = grad_weight_plan(g, dtype, terms, aligned=ops.aligned(dy, x))
         slabs = ops.xp.empty((splits, dw.size), np.float32)
         bias_slabs = ops.xp.empty((splits, g.K), np.float32) if with_bias else None

@@ -1,7 +1,7 @@
 """Matrix products by wgmma and TMA on Hopper: plans.
 
-No GPU has run these kernels yet, so nothing chooses them by itself: `with gemm_hopper.use():` does, and an autotuner may
-call `plan`.
+No GPU has run these kernels yet, so nothing chooses them by itself: `with gemm_hopper.use():` does, and an autotuner
+may call `plan`.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def plan(
         for size, ld, stride, box in zip(sizes, leading, strides, lines, strict=True)
     )
     count = g.B * -(-g.M // ROWS) * -(-g.N // columns)
-    if not all(map(encodable, maps)) or g.N % 8 or count > MOST_ELEMENTS:
+    if not all(encodable(m) for m in maps) or g.N % 8 or count > MOST_ELEMENTS:
         return None
     flags = ", ".join(str(flag).lower() for flag in (transpose_a, transpose_b))
     args = (pack("Gemm", g.M, g.N, g.K, *leading), float(alpha), float(beta), int(relu), g.B, strides[2])

@@ -144,12 +144,11 @@ class HostLauncher:
         if not encodable(description) or array.ctypes.data % 16 or description.extent > array.nbytes:
             raise ShapeError(f"[host launcher] TMA takes no such map; got {description} of {array.nbytes} bytes")
         m = description
-        im2col = isinstance(m, Im2col)
-        box = (m.channels, m.pixels) if im2col else m.box
-        lower, upper, steps = (m.lower, m.upper, m.steps) if im2col else ((0, 0), (0, 0), (1, 1))
+        corners = (*m.lower, *m.upper, 1, *m.steps, 1) if isinstance(m, Im2col) else (0, 0, 0, 0, 1, 1, 1, 1)
+        box = (m.channels, m.pixels) if isinstance(m, Im2col) else m.box
         sizes, strides, boxes = ((*t, *(0,) * 4)[:n] for t, n in ((m.sizes, 4), (m.strides, 3), (box, 4)))
-        head = (0x4D414D54, len(m.sizes), im2col, array.itemsize, 1, array.ctypes.data)
-        raw = struct.pack("=I4BQ4I3Q4H4b4B", *head, *sizes, *strides, *boxes, *lower, *upper, 1, *steps, 1)
+        head = (0x4D414D54, len(m.sizes), isinstance(m, Im2col), array.itemsize, 1, array.ctypes.data)
+        raw = struct.pack("=I4BQ4I3Q4H4b4B", *head, *sizes, *strides, *boxes, *corners)
         return numpy.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap"))[0]
 
     def configure(

@@ -1,4 +1,4 @@
-"""Tensor maps for NVIDIA GPUs: the driver encodes a description (`dlgpu.backends.kernels.tensor_map`) and an address."""
+"""Tensor maps for NVIDIA GPUs: the driver encodes a description (`kernels/tensor_map.py`) and an address."""
 
 from __future__ import annotations
 
