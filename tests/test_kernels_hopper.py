@@ -1,5 +1,5 @@
-"""The Hopper kernels (wgmma, TMA) on the CPU, against float64 at the edges of their tiles, in every order of copies; their
-plans, and what the compiler made of them. What only a GPU can prove is listed in docs/hopper.md."""
+"""The Hopper kernels (wgmma, TMA) on the CPU, against float64 at the edges of their tiles, in every order of copies;
+their plans, and what the compiler made of them. What only a GPU can prove is listed in docs/hopper.md."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ MOST_MOVE = 255  # of a tap from the first one, in pixels: what the instruction'
 def forward_plan(g: Conv2d, dtype: str, *, columns: int = 256, relu: bool = False) -> HopperPlan | None:
     """Arrays, channels_last and at multiples of 16 bytes: x, weight, y (as maps), residual or None, bias or None.
 
-    None if the kernel cannot do it: another type, groups, channels that are no multiples of 8, padding or dilation beyond
-    what TMA counts, strides above 8.
+    None if the kernel cannot do it: another type, groups, channels that are no multiples of 8, padding or dilation
+    beyond what TMA counts, strides above 8.
     """
     return _plan(g, dtype, columns, relu, (g.C, g.W, g.H), (g.P, g.Q), g.K, *_corners(g), g.stride)
 
