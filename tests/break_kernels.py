@@ -109,6 +109,16 @@ BREAKS = [
     ("movement.cuh", "tile[along * kPitch + i]", "tile[along * kEdge + i]", "turned", "fast"),
     ("movement.cuh", "  __syncthreads();\n", "", "turned", "check"),
     ("vector.cuh", "i < valid ? to_float(p[i])", "i + 1 < valid ? to_float(p[i])", "test_activations", "fast"),
+    ("hopper_tile.cuh", "barrier_wait(full", "if (false) barrier_wait(full", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "barrier_wait(empty", "if (false) barrier_wait(empty", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "      wgmma_wait<0>();\n", "", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "    async_fence();\n", "", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "DeepB ? 32 : 2 * kAtom", "32", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "column / 8 ^ line % 8", "column / 8", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "step + k > 0", "k > 0", "test_kernels_hopper", "fast"),
+    ("conv_hopper.cuh", "g.R * g.S - 1 - tap", "tap", "test_kernels_hopper", "fast"),
+    ("conv_hopper.cuh", "m % g.width * g.step_w", "m % g.width", "test_kernels_hopper", "fast"),
+    ("conv_hopper.cuh", ": g.depth;", ": 0;", "test_kernels_hopper", "check"),
     ("grad_bias.cuh", "j / g.spatial, c, j % g.spatial", "j % g.N, c, j % g.spatial", "test_conv2d", "fast"),
 ]
 

@@ -78,8 +78,13 @@ void prepare_fibers() {
   }
 }
 
+bool all_done() {
+  return std::all_of(threads, threads + thread_count, [](auto& t) { return t.state == Thread::done; });
+}
+
 Thread* next_runnable() {
-  if (!runnable) return nullptr;
+  while (!runnable)
+    if (all_done() || !advance_async()) return nullptr;
   for (;;) {
     if (cursor == thread_count) {
       cursor = 0;
@@ -141,6 +146,7 @@ void complete(unsigned warp_index, unsigned lane) {
 
 void end_thread() {
   finish_copies();
+  end_thread_async();
   self->state = Thread::done;
   --runnable;
   Warp& warp = warps[self->id / 32];
@@ -167,6 +173,7 @@ void thread_main() {
 }
 
 std::string position(const Thread& thread) {
+  if (thread.waits_on) return code_position(thread.pc);
   if (!thread.operation) return std::string(thread.file) + ":" + std::to_string(thread.line);
   char mask[24];
   snprintf(mask, sizeof mask, "mask 0x%08x, ", thread.mask);
@@ -201,11 +208,13 @@ void place(const char* name, unsigned bytes, unsigned element_bytes) {
 
 void begin_block() {
   for (const SharedPiece& piece : shared_pieces) memset(piece.begin, 0xFF, piece.bytes);
+  begin_block_async();
   std::fill(std::begin(warps), std::end(warps), Warp());
   barrier_state = {};
   for (unsigned i = 0; i < thread_count; ++i) {
     threads[i].state = Thread::ready;
     threads[i].copy_group = 0;
+    threads[i].waits_on = nullptr;
     warps[i / 32].live |= 1u << i % 32;
   }
   runnable = thread_count;
@@ -217,8 +226,8 @@ void begin_block() {
 void run_block() {
   begin_block();
   hand_over(scheduler, next_runnable());
-  bool all_done = std::all_of(threads, threads + thread_count, [](auto& t) { return t.state == Thread::done; });
-  if (error.empty() && !all_done) error = "block " + describe(blockIdx) + ": " + deadlock();
+  if (error.empty() && !all_done()) error = "block " + describe(blockIdx) + ": " + deadlock();
+  if (error.empty()) error = end_block_async();
   check::end_block();
   if (error.empty()) return;
   for (Thread& thread : threads) {  // the suspended stacks are abandoned: kernels own nothing that needs a destructor
@@ -303,7 +312,7 @@ int barrier(const char* name, bool predicate, const char* file, int line) {
   self->operation = nullptr;
   if (b.arrived && (b.line != line || (b.file != file && strcmp(b.file, file)) || strcmp(b.name, name))) {
     const Thread* other = std::find_if(threads, threads + thread_count,
-                                       [](auto& t) { return t.state == Thread::waiting && !t.operation; });
+                                       [](auto& t) { return t.state == Thread::waiting && !t.operation && !t.waits_on; });
     fail("divergent barrier: this thread is at " + std::string(name) + " (" + position(*self) + ") while thread " +
          describe(other->index) + " waits at " + other->waits_for + " (" + position(*other) + ")");
   }
@@ -345,6 +354,22 @@ void warp_operation(const char* name, unsigned mask, void* operands, WarpOperati
   wait(name);
   complete(warp_index, self->lane);
   suspend();
+}
+
+void sleep_on(const void* what, const char* name, const void* pc) {
+  self->waits_on = what;
+  self->operation = nullptr;
+  self->pc = pc;
+  wait(name);
+  suspend();
+}
+
+void wake(const void* what) {
+  for (unsigned i = 0; i < thread_count; ++i)
+    if (threads[i].state == Thread::waiting && threads[i].waits_on == what) {
+      threads[i].waits_on = nullptr;
+      release(threads[i]);
+    }
 }
 
 unsigned live_lanes() { return warps[self->id / 32].live; }

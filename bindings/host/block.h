@@ -56,6 +56,8 @@ struct Thread {
   const void* pc = nullptr;
   void* operands = nullptr;
 
+  const void* waits_on = nullptr;  // the object that a wake() has to name
+
   std::vector<Copy> copies;  // not yet waited for
   unsigned copy_group = 0;   // the one that the next commit closes
 };
@@ -97,6 +99,17 @@ extern std::mt19937 dice;
 void warp_operation(const char* name, unsigned mask, void* operands, WarpOperation operation, const void* pc);
 #define DL_ALL_LANES 0xffffffffu
 #define DL_RETURN_ADDRESS __builtin_return_address(0)
+
+// Suspends the thread until somebody wakes those who wait on `what`.
+void sleep_on(const void* what, const char* name, const void* pc);
+void wake(const void* what);
+float from_16_bits(Input type, unsigned bits);  // half or bfloat16
+
+// hopper.cpp: what the copy engine and the tensor cores still have to do.
+void begin_block_async();
+bool advance_async();  // lands one copy, when no thread can run; false if there is none
+void end_thread_async();
+std::string end_block_async();  // what is wrong, or ""
 
 [[noreturn]] void fail(const std::string& message);
 std::string describe(const uint3& index);   // (x,y,z)

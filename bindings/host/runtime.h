@@ -38,6 +38,22 @@ void load_matrix(unsigned* fragment, int count, bool transposed, const void* row
 enum class Input { half, bfloat16, tf32 };
 void mma(Input type, int k, float* c, const unsigned* a, const unsigned* b);  // m16n8k8, m16n8k16
 
+// What hopper.cuh has beyond that (hopper.cpp). `at`: coordinates, contiguous axis first; `moves`: of im2col mode, else null.
+unsigned shared_offset(const void* shared);  // its address in the shared state space
+void barrier_init(void* barrier, unsigned count);
+void barrier_arrive(void* barrier, unsigned expected_bytes);
+void barrier_wait(void* barrier, unsigned parity);
+void named_barrier(unsigned number, unsigned count);
+void tma_load(void* shared, const void* map, void* barrier, const int* at, const unsigned short* moves);
+void tma_store(const void* map, const void* shared, const int* at);
+void commit_stores();
+void wait_stores(int groups_left);
+void async_fence();
+void wgmma_fence();
+void wgmma(Input type, int n, float* d, unsigned long long a, unsigned long long b, bool add, bool deep_a, bool deep_b);
+void wgmma_commit();
+void wgmma_wait(int groups_left);
+
 void note_atomic(void* address, int bytes, const void* pc);  // for the checker
 
 }  // namespace dl::host

@@ -70,8 +70,7 @@ float from_bits(unsigned bits) {
 // Elements 2 * register + {0, 1} of a 16-bit fragment, or element `register` of a tf32 one.
 float element(Input type, const unsigned* fragment, int i) {
   if (type == Input::tf32) return from_bits(fragment[i] & ~0x1fffu);  // the hardware does not read the last 13 bits
-  unsigned bits = fragment[i / 2] >> i % 2 * 16 & 0xffff;
-  return type == Input::half ? half_to_float(bits) : from_bits(bits << 16);
+  return from_16_bits(type, fragment[i / 2] >> i % 2 * 16 & 0xffff);
 }
 
 void run_mma(Thread* lanes, unsigned who) {
@@ -102,6 +101,10 @@ void run_mma(Thread* lanes, unsigned who) {
 }
 
 }  // namespace
+
+float from_16_bits(Input type, unsigned bits) {
+  return type == Input::half ? half_to_float(bits) : from_bits(bits << 16);
+}
 
 void load_matrix(unsigned* fragment, int count, bool transposed, const void* row) {
   Load load{fragment, count, transposed, static_cast<const char*>(row)};

@@ -17,10 +17,11 @@ from dlgpu.errors import ShapeError
 
 
 class Tuning(NamedTuple):
-    """What holds now. `workspace_limit` is in bytes."""
+    """What holds now. `workspace_limit` is in bytes, `hopper` the columns of the tiles that `hopper` asked for."""
 
     autotune: bool = False
     workspace_limit: int = 1 << 28
+    hopper: int | None = None
 
 
 _DEFAULT = Tuning()
@@ -52,6 +53,20 @@ def workspace_limit(limit: int) -> Iterator[None]:
     if limit < 0:
         raise ShapeError(f"[workspace_limit] limit must be a number of bytes >= 0; got {limit}")
     token = _current.set(current()._replace(workspace_limit=limit))
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+@contextmanager
+def hopper(columns: int = 256) -> Iterator[None]:
+    """Inside a `with` block, products and implicit-GEMM convolutions take the wgmma kernels where those can do them.
+
+    columns: of their tiles, 256 or 128. Only for a GPU of capability 9.0; elsewhere nothing changes. Without it those
+    kernels run where `autotune` has found them right and faster.
+    """
+    token = _current.set(current()._replace(hopper=columns))
     try:
         yield
     finally:

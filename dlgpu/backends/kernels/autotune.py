@@ -23,7 +23,8 @@ import numpy as np
 
 import dlgpu
 from dlgpu.backends import precision, tuning
-from dlgpu.backends.kernels import sources
+from dlgpu.backends.kernels import gemm_hopper, sources
+from dlgpu.backends.kernels.launching import HOPPER
 from dlgpu.backends.kernels.programs import Call, Choice, Program, build, is_array, stand_in
 from dlgpu.backends.kernels.symbol import Unrecordable
 from dlgpu.errors import BackendUnavailable, ShapeError
@@ -122,10 +123,12 @@ def candidates(call: Call, launcher: Any) -> Iterator[tuple[Choice, Program]]:
     """What would be taken untuned, then every other program within the workspace limit, each once."""
     limit = tuning.current().workspace_limit
     seen = set()
-    tiles = [(None, None), *((edge, splits) for edge in EDGES for splits in SPLITS)]
+    tiles: list[tuple[int | None, ...]] = [(None, None), *((edge, splits) for edge in EDGES for splits in SPLITS)]
+    if launcher.capability == HOPPER:
+        tiles += [(None, None, columns) for columns in gemm_hopper.WIDTHS]
     for algorithm in (None, *(ALGORITHMS if call.op in CONVOLUTIONS else ())):
-        for edge, splits in tiles:
-            choice = Choice(algorithm, edge, splits)
+        for tile in tiles:
+            choice = Choice(algorithm, *tile)
             try:
                 program = build(call, launcher, choice)
             except (ShapeError, BackendUnavailable, Unrecordable):  # this one cannot do that

@@ -8,7 +8,7 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
-from dlgpu.backends.kernels import tiles
+from dlgpu.backends.kernels import conv_hopper, tiles
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
 from dlgpu.backends.kernels.gemm import tensor_terms
 from dlgpu.backends.kernels.geometry import conv
@@ -106,6 +106,11 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, g.output_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
+        if aligned and (columns := ops.target.hopper):
+            fast = conv_hopper.forward_plan(g, dtype, columns=columns, relu=activation == "relu")
+            if fast is not None:
+                ops.run_mapped(fast, x, weight, y, residual, bias)
+                return y
         plan = forward_plan(
             g, dtype, terms, relu=activation == "relu", pooled=False, aligned=aligned, target=ops.target
         )
@@ -128,7 +133,13 @@ class ImplicitGemm(ConvAlgorithm):
         dy, weight = ops.dense(grad_output, "channels_last"), ops.dense(weight, "channels_last")
         dx = memory_format.empty(ops.xp, g.input_shape, dy.dtype, "channels_last")
         dtype, terms = _storage(ops, dy)
-        ops.run(grad_input_plan(g, dtype, terms, aligned=ops.aligned(dy, weight), target=ops.target), dy, weight, dx)
+        aligned = ops.aligned(dy, weight)
+        if aligned and (columns := ops.target.hopper):
+            fast = conv_hopper.grad_input_plan(g, dtype, columns=columns)
+            if fast is not None:
+                ops.run_mapped(fast, dy, weight, dx, None, None)
+                return dx
+        ops.run(grad_input_plan(g, dtype, terms, aligned=aligned, target=ops.target), dy, weight, dx)
         return dx
 
     def grad_weight(
@@ -136,9 +147,17 @@ class ImplicitGemm(ConvAlgorithm):
     ) -> tuple[Array, Array | None]:
         dy, x = ops.dense(grad_output, "channels_last"), ops.dense(x, "channels_last")
         dw = memory_format.empty(ops.xp, g.weight_shape, x.dtype, "channels_last")
-        db = ops.xp.empty(g.K, x.dtype) if with_bias else None
         dtype, terms = _storage(ops, x)
-        plan, splits = grad_weight_plan(g, dtype, terms, aligned=ops.aligned(dy, x), target=ops.target)
+        aligned = ops.aligned(dy, x)
+        if aligned and (columns := ops.target.hopper):
+            fast = conv_hopper.grad_weight_plan(g, dtype, columns=columns)
+            if fast is not None:
+                slabs = ops.xp.empty((fast[1], dw.size), np.float32)
+                ops.run_mapped(fast[0], dy, x, slabs)
+                ops.run(sum_plan(dw.size, dtype, fast[1]), slabs, None, None, dw)
+                return dw, ops.grad_bias(dy) if with_bias else None
+        db = ops.xp.empty(g.K, x.dtype) if with_bias else None
+        plan, splits = grad_weight_plan(g, dtype, terms, aligned=aligned, target=ops.target)
         slabs = ops.xp.empty((splits, dw.size), np.float32)
         bias_slabs = ops.xp.empty((splits, g.K), np.float32) if with_bias else None
         ops.run(plan, dy, x, slabs, bias_slabs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dlgpu.backends import precision
 from dlgpu.backends.contract import Array, Epilogue, check_epilogue
-from dlgpu.backends.kernels import tiles
+from dlgpu.backends.kernels import gemm_hopper, tiles
 from dlgpu.backends.kernels.launching import Launching
 from dlgpu.backends.kernels.plan import MOST_YZ, Plan, elementwise
 from dlgpu.backends.kernels.sources import pack, storage
@@ -186,6 +186,16 @@ class GemmOps(Launching):
         terms = tensor_terms(dtype, transpose_a, transpose_b, self.launcher.capability)
         how: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu", matrices=matrices)
         aligned = self.aligned(a, b, out, *(() if c is None else (c,)))
+        if aligned and (columns := self.target.hopper) and (bias is None or g.B == 1):
+            m = matrices or Matrices.dense(g, transpose_a, transpose_b)
+            lines, batch = (m.lda, m.ldb, m.ldo), (m.stride_a, m.stride_b, m.stride_o)
+            end: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu")
+            fast = gemm_hopper.plan(
+                g, dtype, transpose_a, transpose_b, columns=columns, leading=lines, strides=batch, **end
+            )
+            if fast is not None:
+                self.run_mapped(fast, a, b, out, c, bias)
+                return
         chosen = plan(op, g, dtype, transpose_a, transpose_b, **how, terms=terms, aligned=aligned, target=self.target)
         slabs = self.xp.empty(chosen.slabs, np.float32) if chosen.sum is not None else None
         self.run(chosen.product, a, b, c, bias, out, slabs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,6 +13,7 @@ from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.geometry import four_axes, strides
 from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Dim3, Plan, check_count, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.kernels.tensor_map import MappedPlan, TensorMap
 from dlgpu.backends.kernels.tiles import Target
 
 Start = Callable[[list[Any]], None]  # launches one plan on its arrays
@@ -47,6 +48,10 @@ class Launcher(Protocol):
         """Names "gpu" and "driver" of the current device: what was tuned on another does not hold here."""
         ...
 
+    def tensor_map(self, description: TensorMap, array: Array) -> np.ndarray:
+        """The kernel argument that describes `array` to TMA."""
+        ...
+
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel; raises if its name or arguments do not fit."""
         ...
@@ -57,6 +62,7 @@ class Launcher(Protocol):
 
 
 ALIGNMENT = 16  # bytes of a vector
+HOPPER = 90  # the capability that has wgmma and TMA
 
 
 def address(x: Array) -> int:
@@ -91,6 +97,12 @@ def _scaled(a: Array, itemsize: int) -> tuple[int, ...]:
     return tuple(step // a.itemsize * itemsize for step in a.strides)
 
 
+def mapped(launcher: Launcher, maps: Sequence[TensorMap], arrays: Sequence[Array | None]) -> list[Any]:
+    """The arguments of a kernel that takes its first arrays as tensor maps."""
+    described = [launcher.tensor_map(m, array) for m, array in zip(maps, arrays, strict=False)]
+    return [*described, *arrays[len(maps) :]]
+
+
 class Launching:
     """Base of the op families: they make plans and run them here."""
 
@@ -101,12 +113,18 @@ class Launching:
     @property
     def target(self) -> Target:
         """What plans are made for."""
-        return Target(self.launcher.sms, tuning.current().workspace_limit)
+        current = tuning.current()
+        hopper = current.hopper if self.launcher.capability == HOPPER else None
+        return Target(self.launcher.sms, current.workspace_limit, hopper=hopper)
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         """Launch a plan on its arrays, unless there is nothing to compute."""
         if not plan.empty:
             self.launcher.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+
+    def run_mapped(self, plan: MappedPlan, *arrays: Array | None) -> None:
+        """Launch a plan whose first arrays go to the kernel as tensor maps."""
+        self.run(plan.launch, *mapped(self.launcher, plan.maps, arrays))
 
     def aligned(self, *arrays: Array) -> bool:
         """Whether each begins at a multiple of 16 bytes, as vector copies want it."""

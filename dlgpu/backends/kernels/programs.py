@@ -17,10 +17,11 @@ import numpy as np
 
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.contract import Array
-from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, address
+from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, Start, address, mapped
 from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.symbol import Symbol, SymbolicArrays
+from dlgpu.backends.kernels.tensor_map import MappedPlan, TensorMap
 from dlgpu.backends.kernels.tiles import Target
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ class Choice:
     algorithm: str | None = None
     edge: int | None = None
     splits: int | None = None
+    hopper: int | None = None
 
 
 class Call(NamedTuple):
@@ -78,6 +80,7 @@ class Step:
     plan: Plan
     slots: tuple[int, ...]
     done: tuple[int, ...]
+    maps: tuple[TensorMap, ...] = ()
 
 
 class Program:
@@ -91,7 +94,12 @@ class Program:
     def __init__(self, launcher: Launcher, steps: list[Step], last: tuple[Make, ...], results: Any, workspace: int):
         self.steps, self.workspace = steps, workspace
         self._last, self._results = last, results
-        self._started = [(s.make, launcher.prepare(s.plan), s.slots, s.done) for s in steps]
+        self._started = [(s.make, self._prepared(launcher, s), s.slots, s.done) for s in steps]
+
+    @staticmethod
+    def _prepared(launcher: Launcher, step: Step) -> Start:
+        start, maps = launcher.prepare(step.plan), step.maps
+        return start if not maps else lambda arrays: start(mapped(launcher, maps, arrays))
 
     @property
     def cycles(self) -> float:
@@ -141,34 +149,41 @@ class Tracer(KernelOps):
         self._real, self._choice = launcher, choice
         self._pending: list[Make] = []
         self._bytes: dict[int, int] = {}  # slot -> what is allocated for it
-        self._steps: list[tuple[tuple[Make, ...], Plan, tuple[int, ...], set[int]]] = []
+        self._steps: list[tuple[tuple[Make, ...], Plan, tuple[TensorMap, ...], tuple[int, ...], set[int]]] = []
 
     @property
     def target(self) -> Target:
-        return replace(super().target, edge=self._choice.edge, splits=self._choice.splits)
+        target, choice = super().target, self._choice
+        return replace(target, edge=choice.edge, splits=choice.splits, hopper=choice.hopper or target.hopper)
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
+        self._write_down(plan, (), arrays)
+
+    def run_mapped(self, plan: MappedPlan, *arrays: Array | None) -> None:
+        self._write_down(plan.launch, plan.maps, arrays)
+
+    def _write_down(self, plan: Plan, maps: tuple[TensorMap, ...], arrays: tuple[Array | None, ...]) -> None:
         if plan.empty:
             return
         slots = tuple(0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays)
         used = {0 if a is None else a.slot for a in arrays} | set(slots)
-        self._steps.append((self._take(), plan, slots, used))
+        self._steps.append((self._take(), plan, maps, slots, used))
 
     def program(self, results: Any) -> Program:
         """What was written down, as a program that returns `results`."""
         several = results if isinstance(results, tuple) else (results,)
         slots = tuple(0 if a is None else self._slot(a) if a.views else a.slot for a in several)
         kept = {0 if a is None else a.slot for a in several}
-        last = {slot: at for at, (_, _, _, used) in enumerate(self._steps) for slot in used}
+        last = {slot: at for at, (*_, used) in enumerate(self._steps) for slot in used}
         steps, alive, most, made = [], 0, 0, self._first
-        for at, (make, plan, wiring, used) in enumerate(self._steps):
+        for at, (make, plan, maps, wiring, used) in enumerate(self._steps):
             new = range(made, made + len(make))
             made = new.stop
             alive += sum(self._bytes.get(slot, 0) for slot in new if slot not in kept)
             most = max(most, alive)
             done = [slot for slot in used if slot >= self._first and last[slot] == at and slot not in kept]
             alive -= sum(self._bytes.get(slot, 0) for slot in done)
-            steps.append(Step(make, plan, wiring, tuple(sorted(done))))
+            steps.append(Step(make, plan, wiring, tuple(sorted(done)), maps))
         return Program(self._real, steps, self._take(), slots if isinstance(results, tuple) else slots[0], most)
 
     def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any) -> Symbol:

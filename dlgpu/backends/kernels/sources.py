@@ -84,7 +84,7 @@ def parameters(kernel: str) -> tuple[Parameter, ...]:
 
 
 def _parameter(declaration: str) -> Parameter:
-    declaration = declaration.replace("__restrict__", "").replace("const ", "").strip()
+    declaration = re.sub(r"__restrict__|const |__grid_constant__", "", declaration).strip()
     kind, name = declaration.rsplit(None, 1) if "*" not in declaration else declaration.rsplit("*", 1)
     if "*" in declaration:
         return Parameter(name.strip(), True, None)
@@ -96,15 +96,28 @@ def _parameter(declaration: str) -> Parameter:
 def struct(name: str) -> np.dtype:
     """The NumPy twin of a POD struct of 32-bit ints (other such structs may be members)."""
     text = "\n".join(path.read_text() for path in sorted(folder().glob("*.cuh")))
-    found = re.search(rf"struct {name} \{{(.*?)\}};", text, re.DOTALL)
+    found = re.search(rf"struct (?:alignas\(\d+\) )?{name} \{{(.*?)\}};", text, re.DOTALL)
     if found is None:
         raise UnknownName("kernels", "struct", name, SCALARS)
-    fields: list[tuple[str, np.dtype]] = []
+    fields: list[tuple[str, np.dtype] | tuple[str, np.dtype, int]] = []
     for line in re.sub(r"//[^\n]*", "", found.group(1)).split(";"):
         if line.strip():
-            kind, names = line.split(None, 1)
-            fields += [(field.strip(), SCALARS.get(kind) or struct(kind)) for field in names.split(",")]
+            kind, names = _split_type(line)
+            fields += [_field(field.strip(), SCALARS.get(kind) or struct(kind)) for field in names.split(",")]
     return np.dtype(fields)
+
+
+def _split_type(line: str) -> tuple[str, str]:
+    """ "unsigned long long words[16]" -> its scalar or struct, and the names."""
+    line = " ".join(line.split())
+    kind = max((scalar for scalar in SCALARS if line.startswith(scalar + " ")), key=len, default=line.split()[0])
+    return kind, line.removeprefix(kind)
+
+
+def _field(name: str, kind: np.dtype) -> tuple[str, np.dtype] | tuple[str, np.dtype, int]:
+    if array := re.fullmatch(r"(\w+)\[(\d+)\]", name):
+        return array[1], kind, int(array[2])
+    return name, kind
 
 
 def _code(family: str) -> str:

@@ -30,13 +30,15 @@ ALONE = 0.6  # a block without neighbours waits for its own loads: at least this
 class Target:
     """What plans are made for: the device, the most workspace, and what a tuner asks to be taken instead of the best.
 
-    `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction.
+    `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction. `hopper`: columns of the tiles of
+    wgmma kernels, where those are to be taken.
     """
 
     sms: int = 132
     workspace: int = WORKSPACE_BYTES
     edge: int | None = None
     splits: int | None = None
+    hopper: int | None = None
 
 
 ANY = Target()

@@ -21,20 +21,14 @@ from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
 from dlgpu.backends.kernels.launching import Start
 from dlgpu.backends.kernels.plan import Dim3, Plan
-from dlgpu.backends.launchers.gpu import (
-    NUMBERS,
-    cupy_with_gpu,
-    current_capability,
-    identity,
-    multiprocessors,
-    refuse,
-    refuse_count,
-)
+from dlgpu.backends.launchers.gpu import NUMBERS, GpuLauncher, refuse, refuse_count
 from dlgpu.errors import BackendUnavailable
 from dlgpu.files import atomic_file, cache_folder
 
+DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking
 
-class CupyLauncher:
+
+class CupyLauncher(GpuLauncher):
     """The kernels on CuPy's current device and stream.
 
     Raises:
@@ -42,31 +36,19 @@ class CupyLauncher:
     """
 
     def __init__(self) -> None:
-        self.xp = cupy_with_gpu("cuda:cupy")
+        super().__init__("cuda:cupy")
         self._functions: dict[tuple[str, str], Any] = {}
-
-    @property
-    def capability(self) -> int:
-        return current_capability(self.xp)
-
-    @property
-    def sms(self) -> int:
-        return multiprocessors(self.xp)
-
-    @property
-    def device(self) -> int:
-        return self.xp.cuda.runtime.getDevice()
-
-    def identity(self) -> dict[str, str]:
-        return identity(self.xp)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later."""
-        self._function(kernel)(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
+        self._function(kernel, shared_bytes)(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
 
     def prepare(self, plan: Plan) -> Start:
         """The plan as a function of its arrays, with its numbers and structs cast once."""
-        function, first = self._function(plan.kernel), len(sources.parameters(plan.kernel)) - len(plan.args)
+        function, first = (
+            self._function(plan.kernel, plan.shared_bytes),
+            len(sources.parameters(plan.kernel)) - len(plan.args),
+        )
         numbers = cast(plan.kernel, plan.args, self.xp.ndarray, first)
         grid, block, shared = plan.grid, plan.block, plan.shared_bytes
 
@@ -76,12 +58,14 @@ class CupyLauncher:
 
         return start
 
-    def _function(self, kernel: str) -> Any:
+    def _function(self, kernel: str, shared_bytes: int) -> Any:
         arch = architecture(self.capability)
         function = self._functions.get((kernel, arch))
         if function is None:
             self._load(sources.family_of(kernel), arch)
             function = self._functions[kernel, arch]
+        if shared_bytes > DEFAULT_SHARED and shared_bytes > function.max_dynamic_shared_size_bytes:
+            function.max_dynamic_shared_size_bytes = shared_bytes
         return function
 
     def _load(self, family: str, arch: str) -> None:

@@ -8,6 +8,8 @@ from typing import Any, NoReturn
 import numpy as np
 
 from dlgpu.backends.kernels import sources
+from dlgpu.backends.kernels.tensor_map import TensorMap
+from dlgpu.backends.launchers.tensor_maps import tensor_map
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 # kind of a NumPy scalar type -> what may be passed for it
@@ -32,23 +34,42 @@ def cupy_with_gpu(backend: str) -> Any:
     return cupy
 
 
-def current_capability(cupy: Any) -> int:
-    """Of CuPy's current device: 90 for an H100. CuPy remembers it, so that asking costs little."""
-    return int(cupy.cuda.Device().compute_capability)
+class GpuLauncher:
+    """What a launcher says of CuPy's current device.
 
+    Raises:
+        BackendUnavailable: CuPy is not installed, or finds no GPU.
+    """
 
-def multiprocessors(cupy: Any) -> int:
-    """Of CuPy's current device: 132 in an H100."""
-    return int(cupy.cuda.Device().attributes["MultiProcessorCount"])
+    def __init__(self, backend: str) -> None:
+        self.xp = cupy_with_gpu(backend)
 
+    @property
+    def capability(self) -> int:
+        """90 for an H100. CuPy remembers it, so that asking costs little."""
+        return int(self.xp.cuda.Device().compute_capability)
 
-def identity(cupy: Any) -> dict[str, str]:
-    """Name of CuPy's current device, and version of the driver (where Linux does not say: of the API it offers)."""
-    runtime = cupy.cuda.runtime
-    name = runtime.getDeviceProperties(runtime.getDevice())["name"]
-    text = Path("/proc/driver/nvidia/version")
-    driver = text.read_text().splitlines()[0] if text.exists() else f"CUDA {runtime.driverGetVersion()}"
-    return {"gpu": name.decode() if isinstance(name, bytes) else str(name), "driver": driver}
+    @property
+    def sms(self) -> int:
+        """Multiprocessors: 132 in an H100."""
+        return int(self.xp.cuda.Device().attributes["MultiProcessorCount"])
+
+    @property
+    def device(self) -> int:
+        """Its number."""
+        return self.xp.cuda.runtime.getDevice()
+
+    def identity(self) -> dict[str, str]:
+        """Name, and version of the driver (where Linux does not say: of the API it offers)."""
+        runtime = self.xp.cuda.runtime
+        name = runtime.getDeviceProperties(runtime.getDevice())["name"]
+        text = Path("/proc/driver/nvidia/version")
+        driver = text.read_text().splitlines()[0] if text.exists() else f"CUDA {runtime.driverGetVersion()}"
+        return {"gpu": name.decode() if isinstance(name, bytes) else str(name), "driver": driver}
+
+    def tensor_map(self, description: TensorMap, array: Any) -> np.ndarray:
+        """The kernel argument that describes `array` to TMA."""
+        return tensor_map(description, array)
 
 
 def refuse_count(kernel: str, count: int) -> NoReturn:

@@ -24,6 +24,7 @@ import os
 import platform
 import re
 import shutil
+import struct
 import subprocess
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -36,9 +37,11 @@ from typing import Any
 import numpy
 
 from dlgpu.backends.cuda_headers import cuda_headers
+from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.launching import Start
 from dlgpu.backends.kernels.plan import Plan
-from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
+from dlgpu.backends.kernels.tensor_map import Im2col, TensorMap, encodable
+from dlgpu.errors import BackendUnavailable, DlgpuError, ShapeError, UnknownName
 from dlgpu.files import cache_folder
 
 ROOT = Path(__file__).parents[3]
@@ -90,8 +93,8 @@ class HostLauncher:
                 "[host launcher] the asan flavour needs its library loaded before Python's; "
                 "run `python -m dlgpu.backends.launchers.host --flavour asan -- COMMAND`"
             )
-        sources = sorted(KERNELS.glob("*.cu")) if project_kernels else []
-        self._library = build(self.flavour, [*sources, *map(Path, extra_sources)])
+        own = sorted(KERNELS.glob("*.cu")) if project_kernels else []
+        self._library = build(self.flavour, [*own, *map(Path, extra_sources)])
         name = f"{self._library.parent.name}.dlgpu_host"  # pybind11 keeps one module per name, also from other files
         loader = importlib.machinery.ExtensionFileLoader(name, str(self._library))
         spec = importlib.util.spec_from_file_location(name, self._library, loader=loader)
@@ -145,6 +148,18 @@ class HostLauncher:
     def prepare(self, plan: Plan) -> Start:
         """The plan as a function of its arrays."""
         return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+
+    def tensor_map(self, description: TensorMap, array: numpy.ndarray) -> numpy.ndarray:
+        """What bindings/host/hopper.cpp reads in place of the driver's CUtensorMap; refuses what the driver would."""
+        if not encodable(description) or array.ctypes.data % 16 or description.extent > array.nbytes:
+            raise ShapeError(f"[host launcher] TMA takes no such map; got {description} of {array.nbytes} bytes")
+        m = description
+        corners = (*m.lower, *m.upper, 1, *m.steps, 1) if isinstance(m, Im2col) else (0, 0, 0, 0, 1, 1, 1, 1)
+        box = (m.channels, m.pixels) if isinstance(m, Im2col) else m.box
+        sizes, strides, boxes = ((*t, *(0,) * 4)[:n] for t, n in ((m.sizes, 4), (m.strides, 3), (box, 4)))
+        head = (0x4D414D54, len(m.sizes), isinstance(m, Im2col), array.itemsize, 1, array.ctypes.data)
+        raw = struct.pack("=I4BQ4I3Q4H4b4B", *head, *sizes, *strides, *boxes, *corners)
+        return numpy.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap"))[0]
 
     def configure(
         self, order: str = "forward", block_order: str = "forward", copies: str = "late", seed: int = 0
@@ -286,7 +301,7 @@ def _line_of(library: Path, address: int) -> str:
     command = [tool, "-i", "-e", str(library), hex(address - 1)]  # a return address: the call is before it
     frames = subprocess.run(command, capture_output=True, text=True).stdout.split("\n")
     lines = [frame.split(" (")[0] for frame in frames if frame]
-    wrappers = (str(RUNTIME), str(KERNELS / "arch.cuh"), "??")
+    wrappers = (str(RUNTIME), str(KERNELS / "arch.cuh"), str(KERNELS / "hopper.cuh"), "??")
     return next((line for line in lines if not line.startswith(wrappers)), hex(address))
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.launching import Start
 from dlgpu.backends.kernels.plan import Dim3, Plan
-from dlgpu.backends.launchers.gpu import cupy_with_gpu, current_capability, identity, multiprocessors
+from dlgpu.backends.launchers.gpu import GpuLauncher
 from dlgpu.errors import BackendUnavailable
 
 MODULE = "dlgpu.backends.launchers._native"
@@ -43,7 +43,7 @@ def load() -> ModuleType:
     return module
 
 
-class NativeLauncher:
+class NativeLauncher(GpuLauncher):
     """The kernels on CuPy's current device and stream.
 
     Raises:
@@ -52,23 +52,8 @@ class NativeLauncher:
 
     def __init__(self) -> None:
         self._module = load()
-        self.xp = cupy_with_gpu("cuda:native")
+        super().__init__("cuda:native")
         self._kernels: dict[str, Any] = {}
-
-    @property
-    def capability(self) -> int:
-        return current_capability(self.xp)
-
-    @property
-    def sms(self) -> int:
-        return multiprocessors(self.xp)
-
-    @property
-    def device(self) -> int:
-        return self.xp.cuda.runtime.getDevice()
-
-    def identity(self) -> dict[str, str]:
-        return identity(self.xp)
 
     def launch(self, kernel: str, grid: Dim3, block: Dim3, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         """Start the kernel on the current stream; errors in its arguments are found here, those inside it later.

@@ -1,0 +1,65 @@
+"""Matrix products by wgmma and TMA on Hopper: plans.
+
+No GPU has run these kernels yet, so nothing chooses them by itself: `with dlgpu.backends.tuning.hopper():` does, and
+`dlgpu.autotune` does where their results agree and they are faster.
+"""
+
+from __future__ import annotations
+
+from dlgpu.backends.kernels import tiles
+from dlgpu.backends.kernels.plan import MOST_ELEMENTS, Plan
+from dlgpu.backends.kernels.sources import pack
+from dlgpu.backends.kernels.tensor_map import LINE, MappedPlan, Tiled, encodable
+from dlgpu.backends.shapes import Gemm
+
+ROWS, DEPTH, STAGES, THREADS = 128, 64, 4, 384  # of hopper_tile.cuh
+WIDTHS = (256, 128)  # columns of a tile
+
+
+def plan(
+    g: Gemm,
+    dtype: str,
+    transpose_a: bool,
+    transpose_b: bool,
+    *,
+    columns: int = 256,
+    alpha: float = 1.0,
+    beta: float = 1.0,
+    relu: bool = False,
+    leading: tuple[int, int, int] | None = None,
+    strides: tuple[int, int, int] | None = None,
+) -> MappedPlan | None:
+    """Arrays, each at a multiple of 16 bytes: a, b, out (as maps), c or None, bias or None (one for the whole batch).
+
+    Args:
+        columns: of a tile, one of `WIDTHS`.
+        leading, strides: of a, b, out in elements, between lines and between matrices; None: dense.
+
+    Returns:
+        None if the kernel cannot do it: another type, both factors transposed, extents along memory that are no
+        multiples of 8, an empty product.
+    """
+    if dtype not in ("__half", "__nv_bfloat16") or (transpose_a and transpose_b) or columns not in WIDTHS:
+        return None
+    size_a, size_b = (g.M, g.K) if transpose_a else (g.K, g.M), (g.K, g.N) if transpose_b else (g.N, g.K)
+    sizes = (size_a, size_b, (g.N, g.M))
+    leading = leading or (size_a[0], size_b[0], g.N)
+    strides = strides or (g.M * g.K, g.K * g.N, g.M * g.N)
+    lines = (DEPTH if transpose_a else ROWS, columns if transpose_b else DEPTH, 64)
+    maps = tuple(
+        Tiled((*size, g.B), (2 * ld, 2 * stride if g.B > 1 else 2 * ld * size[1]), (LINE, box, 1))
+        for size, ld, stride, box in zip(sizes, leading, strides, lines, strict=True)
+    )
+    count = g.B * -(-g.M // ROWS) * -(-g.N // columns)
+    if not all(encodable(m) for m in maps) or g.N % 8 or count > MOST_ELEMENTS:
+        return None
+    flags = ", ".join(str(flag).lower() for flag in (transpose_a, transpose_b))
+    args = (pack("Gemm", g.M, g.N, g.K, *leading), float(alpha), float(beta), int(relu), g.B, strides[2])
+    why = f"{g.B} x {g.M}x{g.N}x{g.K}, {count} tiles {ROWS}x{columns}, wgmma"
+    return MappedPlan(launch(f"dl::gemm_hopper<{dtype}, {flags}, {columns}>", count, columns, args, why), maps)
+
+
+def launch(kernel: str, count: int, columns: int, args: tuple[object, ...], why: str) -> Plan:
+    """Blocks that stay, one on each multiprocessor."""
+    shared = STAGES * (ROWS + columns) * 128 + 2 * 64 * 128 + 2 * STAGES * 8 + 1024  # hopper_shared_bytes
+    return Plan(kernel, (min(count, tiles.ENOUGH_BLOCKS), 1, 1), (THREADS, 1, 1), args, shared, why)

@@ -1,0 +1,145 @@
+// The main loop on Hopper: blocks that stay, each a producer and two consumers, make tiles of out = A @ B^T one after the
+// other. One thread of warpgroup 0 has TMA fill kPipe stages of shared memory, ahead of warpgroups 1 and 2, which multiply
+// with wgmma, 64 rows each, and store their part while the producer fetches the next tile.
+//
+//   full[s]   TMA -> consumers: the stage holds tiles of A and B          (1 arrival, and their bytes)
+//   empty[s]  consumers -> producer: nothing reads the stage any more     (1 arrival of each consumer warp)
+#pragma once
+#include "epilogue.cuh"
+#include "hopper.cuh"
+#include "shapes.cuh"
+
+namespace dl {
+
+constexpr int kPipe = 4, kConsumers = 2, kHopperThreads = 128 * (1 + kConsumers);
+constexpr int kHopperRows = 64 * kConsumers, kHopperDepth = 64;  // of a tile; 64 elements of 16 bits are one swizzled line
+constexpr int kAtom = 1024, kPanel = 64 * 128;                   // bytes: 8 lines; 64 lines
+
+__host__ __device__ constexpr int hopper_stage_bytes(int columns) { return (kHopperRows + columns) * 128; }
+// Stages, a panel of 64 x 64 outputs for each consumer, barriers, and what it takes to begin at a multiple of 1024.
+__host__ __device__ constexpr int hopper_shared_bytes(int columns) {
+  return kPipe * hopper_stage_bytes(columns) + kConsumers * kPanel + 2 * kPipe * 8 + kAtom;
+}
+
+// The order in which tiles are made: columns of kBand rows of tiles, so that blocks at work share operands in L2.
+struct TileAt {
+  int batch, row, column;  // counted in tiles
+};
+__device__ inline TileAt tile_at(int i, int rows, int columns) {
+  constexpr int kBand = 8;
+  const int batch = i / (rows * columns), in = i % (rows * columns), first = in / (kBand * columns) * kBand;
+  const int height = min(kBand, rows - first), rest = in - first * columns;
+  return {batch, first + rest % height, rest / height};
+}
+
+#if DL_HOPPER
+
+// The 16 bytes of `line` at `chunk` of a panel as TMA swizzles it.
+template <typename T>
+__device__ inline T* swizzled(T* panel, int line, int column) {
+  return panel + line * 64 + ((column / 8 ^ line % 8) * 8 + column % 8);
+}
+
+// `Work` says which product:
+//   int tiles, steps                     of the output; of the depth of each tile
+//   load(TileAt, step, a, b, barrier)    has TMA fetch both tiles
+//   store(TileAt, consumer, panel, sums) finishes 64 rows
+// DeepA, DeepB: the operand's tile is K-major: lines of 64 along the depth. Else panels of 64 rows, a line for each depth.
+template <typename T, int BN, bool DeepA, bool DeepB, typename Work>
+__device__ void hopper_product(const Work& work) {
+  DL_DYNAMIC_SHARED(unsigned char, raw);
+  unsigned char* const shared = raw + (kAtom - shared_space_offset(raw) % kAtom) % kAtom;
+  unsigned char* const panels = shared + kPipe * hopper_stage_bytes(BN);
+  Barrier* const full = reinterpret_cast<Barrier*>(panels + kConsumers * kPanel);
+  Barrier* const empty = full + kPipe;
+  constexpr int kBytesA = kHopperRows * 128;
+  if (threadIdx.x == 0) {
+    for (int s = 0; s < kPipe; ++s) {
+      barrier_init(full + s, 1);
+      barrier_init(empty + s, 4 * kConsumers);
+    }
+    barrier_init_fence();
+  }
+  __syncthreads();
+
+  const int warpgroup = threadIdx.x / 128;
+  unsigned turn = 0;  // stages used so far: turn % kPipe is the next one, turn / kPipe the phase of its barriers
+  if (warpgroup == 0) {
+    fewer_registers<40>();
+    if (threadIdx.x == 0) {
+      for (int i = blockIdx.x; i < work.tiles; i += gridDim.x) {
+        const TileAt at = work.at(i);
+        for (int step = 0; step < work.steps; ++step, ++turn) {
+          unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
+          barrier_wait(empty + turn % kPipe, turn / kPipe % 2 ^ 1);  // the first round finds all stages empty
+          barrier_arrive_expect(full + turn % kPipe, hopper_stage_bytes(BN));
+          work.load(at, step, stage, stage + kBytesA, full + turn % kPipe);
+        }
+      }
+    }
+  } else {
+    more_registers<232>();
+    const int consumer = warpgroup - 1;
+    for (int i = blockIdx.x; i < work.tiles; i += gridDim.x) {
+      float sums[BN / 2];
+      for (int step = 0; step < work.steps; ++step, ++turn) {
+        const unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
+        barrier_wait(full + turn % kPipe, turn / kPipe % 2);
+        const unsigned char* const a = stage + consumer * kPanel;  // 64 rows, whichever way they lie
+        const unsigned char* const b = stage + kBytesA;
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kHopperDepth / 16; ++k) {
+          const unsigned long long from_a = operand_descriptor(a + k * (DeepA ? 32 : 2 * kAtom), kPanel, kAtom);
+          const unsigned long long from_b = operand_descriptor(b + k * (DeepB ? 32 : 2 * kAtom), kPanel, kAtom);
+          wgmma<DeepA, DeepB>(T(), sums, from_a, from_b, step + k > 0);
+        }
+        wgmma_commit();
+        if (step > 0) {
+          wgmma_wait<1>();  // the stage before has been read
+          if (threadIdx.x % 32 == 0) barrier_arrive(empty + (turn - 1) % kPipe);
+        }
+      }
+      wgmma_wait<0>();
+      if (threadIdx.x % 32 == 0) barrier_arrive(empty + (turn - 1) % kPipe);
+      work.store(work.at(i), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
+    }
+    if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
+  }
+}
+
+// Finishes 64 x BN sums of a consumer, from output (m, n) on, and has TMA store them by panels of 64 columns; rows and
+// columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies; z: the map's last axis.
+template <typename T, int BN>
+__device__ void store_panels(const TensorMap& map, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
+                             int m, int n, int z, int rows, int columns, long long offset, int ldo) {
+  const int thread = threadIdx.x % 128, line = thread / 32 * 16 + thread % 32 / 4;
+#pragma unroll
+  for (int p = 0; p < BN / 64; ++p) {
+    if (n + 64 * p >= columns) break;
+    if (thread == 0) tma_store_wait_read<0>();  // the panel before is out
+    consumer == 0 ? named_barrier<1, 128>() : named_barrier<2, 128>();
+#pragma unroll
+    for (int j = 0; j < 8; ++j) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = line + 8 * half, column = 8 * j + thread % 4 * 2, at_n = n + 64 * p + column;
+        float y[2] = {};
+        if (m + row < rows && at_n < columns) {
+          end.values(sums + 32 * p + 4 * j + 2 * half, offset + (long long)(m + row) * ldo + at_n, at_n, y);
+        }
+        store<2>(swizzled(panel, row, column), y);
+      }
+    }
+    async_fence();
+    consumer == 0 ? named_barrier<1, 128>() : named_barrier<2, 128>();
+    if (thread == 0) {
+      tma_store(map, panel, n + 64 * p, m, z);
+      tma_store_commit();
+    }
+  }
+}
+
+#endif  // DL_HOPPER
+
+}  // namespace dl
