@@ -75,8 +75,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
         tma_load(to_a + i * kPanel, dy, full, at.row * kHopperRows + 64 * i, m, 0);
       }
       for (int i = 0; i < BN / 64; ++i) {
-        const int chunk = at.column * (BN / 64) + i, tap = chunk < g.columns ? chunk / chunks : 0;
-        const int c = chunk < g.columns ? chunk % chunks * 64 : g.depth;  // channels that do not exist
+        const int chunk = min(at.column * (BN / 64) + i, g.columns - 1);  // beyond: not stored
+        const int tap = chunk / chunks, c = chunk % chunks * 64;
         tma_load_im2col(to_b + i * kPanel, images, full, c, m % g.width * g.step_w + g.low_w,
                         line % g.height * g.step_h + g.low_h, line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
       }
