@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from dlgpu.backends.kernels import tiles
 from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, launch
 from dlgpu.backends.kernels.plan import MOST_ELEMENTS
 from dlgpu.backends.kernels.sources import pack
 from dlgpu.backends.kernels.tensor_map import LINE, Im2col, MappedPlan, Tiled, encodable
+from dlgpu.backends.kernels.tiles import ANY, Target
 from dlgpu.backends.shapes import Conv2d
 
 LEAST_STEPS = 8  # of depth in each part of a split product
 MOST_MOVE = 255  # of a tap from the first one, in pixels: what the instruction's offsets hold
 
 
-def forward_plan(g: Conv2d, dtype: str, *, columns: int = 256, relu: bool = False) -> MappedPlan | None:
+def forward_plan(
+    g: Conv2d, dtype: str, *, columns: int = 256, relu: bool = False, target: Target = ANY
+) -> MappedPlan | None:
     """Arrays, channels_last and at multiples of 16 bytes: x, weight, y (as maps), residual or None, bias or None.
 
     None if the kernel cannot do it: another type, groups, channels that are no multiples of 8, padding or dilation
     beyond what TMA counts, strides above 8.
     """
-    return _plan(g, dtype, columns, relu, (g.C, g.W, g.H), (g.P, g.Q), g.K, *_corners(g), g.stride)
+    return _plan(target, g, dtype, columns, relu, (g.C, g.W, g.H), (g.P, g.Q), g.K, *_corners(g), g.stride)
 
 
-def grad_input_plan(g: Conv2d, dtype: str, *, columns: int = 256) -> MappedPlan | None:
+def grad_input_plan(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY) -> MappedPlan | None:
     """Arrays as above: dy, weight, dx (as maps), None, None. Strides are 1."""
     if g.stride != (1, 1):
         return None
     low = g.padding[0][0] - (g.R - 1) * g.dilation[0], g.padding[1][0] - (g.S - 1) * g.dilation[1]
     high = low[0] + g.H - g.P, low[1] + g.W - g.Q
-    return _plan(g, dtype, columns, None, (g.K, g.Q, g.P), (g.H, g.W), g.C, low, high, (1, 1))
+    return _plan(target, g, dtype, columns, None, (g.K, g.Q, g.P), (g.H, g.W), g.C, low, high, (1, 1))
 
 
-def grad_weight_plan(g: Conv2d, dtype: str, *, columns: int = 256) -> tuple[MappedPlan, int] | None:
+def grad_weight_plan(
+    g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY
+) -> tuple[MappedPlan, int] | None:
     """-> (plan, parts of the depth). Arrays: dy, x (as maps), slabs of float32 (parts, K, R, S, C)."""
-    if _plan(g, dtype, columns, None, (g.C, g.W, g.H), (g.P, g.Q), g.K, *_corners(g), g.stride) is None:
+    if _plan(target, g, dtype, columns, None, (g.C, g.W, g.H), (g.P, g.Q), g.K, *_corners(g), g.stride) is None:
         return None  # it has the same limits, but for the rows
     low, high = _corners(g)
     pixels, taps = g.N * g.P * g.Q, g.R * g.S
     chunks = taps * -(-g.C // LINE)
     most = -(-g.K // ROWS) * -(-chunks * LINE // columns)
     steps = -(-pixels // DEPTH)
-    slabs = tiles.SLAB_BYTES // (4 * g.K * taps * g.C)
-    parts = max(1, min(tiles.ENOUGH_BLOCKS // most, slabs, steps // LEAST_STEPS))
+    slabs = target.workspace // (4 * g.K * taps * g.C)
+    parts = max(1, min(target.sms // most, slabs, steps // LEAST_STEPS))
     each = -(-steps // parts)
     sizes, strides = (g.C, g.W, g.H, g.N), (2 * g.C, 2 * g.C * g.W, 2 * g.C * g.W * g.H)
     walk = Im2col(sizes, strides, LINE, DEPTH, low[::-1], high[::-1], g.stride[::-1])
@@ -50,7 +54,7 @@ def grad_weight_plan(g: Conv2d, dtype: str, *, columns: int = 256) -> tuple[Mapp
     why = f"{g.K}x{taps * g.C}x{pixels}, tiles {ROWS}x{columns}, depth in {parts}, wgmma on im2col by TMA"
     kernel = f"dl::conv_hopper_grad_weight<{dtype}, {columns}>"
     args = (pack("ImageWalk", *numbers), each, parts)
-    return MappedPlan(launch(kernel, most * parts, columns, args, why), (dy, walk)), parts
+    return MappedPlan(launch(kernel, most * parts, columns, args, why, target), (dy, walk)), parts
 
 
 def _corners(g: Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -61,6 +65,7 @@ def _corners(g: Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
 
 
 def _plan(
+    target: Target,
     g: Conv2d,
     dtype: str,
     columns: int,
@@ -94,4 +99,5 @@ def _plan(
     count = -(-rows // ROWS) * -(-width // columns)
     why = f"{rows}x{width}x{taps * c}, {count} tiles {ROWS}x{columns}, wgmma on im2col by TMA"
     kernel = f"dl::conv_hopper<{dtype}, {columns}, {str(backward).lower()}>"
-    return MappedPlan(launch(kernel, count, columns, (pack("ImageWalk", *numbers), int(bool(relu))), why), maps)
+    args = (pack("ImageWalk", *numbers), int(bool(relu)))
+    return MappedPlan(launch(kernel, count, columns, args, why, target), maps)

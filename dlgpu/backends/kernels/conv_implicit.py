@@ -107,7 +107,7 @@ class ImplicitGemm(ConvAlgorithm):
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
         if aligned and (columns := ops.target.hopper):
-            fast = conv_hopper.forward_plan(g, dtype, columns=columns, relu=activation == "relu")
+            fast = conv_hopper.forward_plan(g, dtype, columns=columns, relu=activation == "relu", target=ops.target)
             if fast is not None:
                 ops.run_mapped(fast, x, weight, y, residual, bias)
                 return y
@@ -135,7 +135,7 @@ class ImplicitGemm(ConvAlgorithm):
         dtype, terms = _storage(ops, dy)
         aligned = ops.aligned(dy, weight)
         if aligned and (columns := ops.target.hopper):
-            fast = conv_hopper.grad_input_plan(g, dtype, columns=columns)
+            fast = conv_hopper.grad_input_plan(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
                 ops.run_mapped(fast, dy, weight, dx, None, None)
                 return dx
@@ -150,7 +150,7 @@ class ImplicitGemm(ConvAlgorithm):
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(dy, x)
         if aligned and (columns := ops.target.hopper):
-            fast = conv_hopper.grad_weight_plan(g, dtype, columns=columns)
+            fast = conv_hopper.grad_weight_plan(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
                 slabs = ops.xp.empty((fast[1], dw.size), np.float32)
                 ops.run_mapped(fast[0], dy, x, slabs)

@@ -191,7 +191,15 @@ class GemmOps(Launching):
             lines, batch = (m.lda, m.ldb, m.ldo), (m.stride_a, m.stride_b, m.stride_o)
             end: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu")
             fast = gemm_hopper.plan(
-                g, dtype, transpose_a, transpose_b, columns=columns, leading=lines, strides=batch, **end
+                g,
+                dtype,
+                transpose_a,
+                transpose_b,
+                columns=columns,
+                leading=lines,
+                strides=batch,
+                **end,
+                target=self.target,
             )
             if fast is not None:
                 self.run_mapped(fast, a, b, out, c, bias)

@@ -28,6 +28,7 @@ def plan(
     relu: bool = False,
     leading: tuple[int, int, int] | None = None,
     strides: tuple[int, int, int] | None = None,
+    target: tiles.Target = tiles.ANY,
 ) -> MappedPlan | None:
     """Arrays, each at a multiple of 16 bytes: a, b, out (as maps), c or None, bias or None (one for the whole batch).
 
@@ -56,10 +57,11 @@ def plan(
     flags = ", ".join(str(flag).lower() for flag in (transpose_a, transpose_b))
     args = (pack("Gemm", g.M, g.N, g.K, *leading), float(alpha), float(beta), int(relu), g.B, strides[2])
     why = f"{g.B} x {g.M}x{g.N}x{g.K}, {count} tiles {ROWS}x{columns}, wgmma"
-    return MappedPlan(launch(f"dl::gemm_hopper<{dtype}, {flags}, {columns}>", count, columns, args, why), maps)
+    kernel = f"dl::gemm_hopper<{dtype}, {flags}, {columns}>"
+    return MappedPlan(launch(kernel, count, columns, args, why, target), maps)
 
 
-def launch(kernel: str, count: int, columns: int, args: tuple[object, ...], why: str) -> Plan:
+def launch(kernel: str, count: int, columns: int, args: tuple[object, ...], why: str, target: tiles.Target) -> Plan:
     """Blocks that stay, one on each multiprocessor."""
     shared = STAGES * (ROWS + columns) * 128 + 2 * 64 * 128 + 2 * STAGES * 8 + 1024  # hopper_shared_bytes
-    return Plan(kernel, (min(count, tiles.ENOUGH_BLOCKS), 1, 1), (THREADS, 1, 1), args, shared, why)
+    return Plan(kernel, (min(count, target.sms), 1, 1), (THREADS, 1, 1), args, shared, why)

@@ -76,25 +76,20 @@ def copy_plan(op: str, x: Array, y: Array) -> Plan:
     What is neither (other strides; a type and a format at once) goes element by element in the memory order of y.
     """
     source, target = storage(op, x.dtype), storage(op, y.dtype)
-    formats = [next((f for f in memory_format.FORMATS if memory_format.is_stored(a, f)), None) for a in (x, y)]
-    if source != target and x.strides == _scaled(y, x.itemsize) and None not in formats:
+    stored = [{f for f in memory_format.FORMATS if memory_format.is_stored(a, f)} for a in (x, y)]
+    if source != target and stored[0] & stored[1]:
         check_count(op, x.size)
         threads = -(-x.size // vector(max((x.dtype, y.dtype), key=lambda d: d.itemsize)))
         return elementwise(op, f"dl::cast<{source}, {target}>", threads, x.size)
     N, C, H, W = x.shape
-    rows, columns = (C, H * W) if formats[0] == "contiguous" else (H * W, C)
+    rows, columns = (C, H * W) if "contiguous" in stored[0] else (H * W, C)
     down, across = -(-rows // TURNED), -(-columns // TURNED)
-    if source == target and set(formats) == set(memory_format.FORMATS) and max(N, down) <= MOST_YZ:
+    if source == target and all(stored) and not stored[0] & stored[1] and max(N, down) <= MOST_YZ:
         check_count(op, x.size)
         why = f"{N} images, {rows} x {columns} turned in tiles of {TURNED}"
         return Plan(f"dl::transpose<{source}>", (across, down, N), (THREADS, 1, 1), (rows, columns), why=why)
     kernel = f"dl::copy<{source}, {target}>"
     return elementwise(op, kernel, x.size, C, H, W, x.size, strides(x), strides(y))
-
-
-def _scaled(a: Array, itemsize: int) -> tuple[int, ...]:
-    """The strides of an array that lies like `a`, with elements of another size."""
-    return tuple(step // a.itemsize * itemsize for step in a.strides)
 
 
 def mapped(launcher: Launcher, maps: Sequence[TensorMap], arrays: Sequence[Array | None]) -> list[Any]:

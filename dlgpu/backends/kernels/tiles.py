@@ -30,8 +30,8 @@ ALONE = 0.6  # a block without neighbours waits for its own loads: at least this
 class Target:
     """What plans are made for: the device, the most workspace, and what a tuner asks to be taken instead of the best.
 
-    `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction. `hopper`: columns of the tiles of
-    wgmma kernels, where those are to be taken.
+    `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction. `hopper` is the columns of the
+    tiles of wgmma kernels, where those are to be taken.
     """
 
     sms: int = 132
