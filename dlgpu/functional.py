@@ -247,9 +247,8 @@ def max_pool2d(
         kernel_size=kernel_size, stride=stride, padding=padding, dilation=dilation, ceil_mode=ceil_mode
     )
     y, argmax = ops.max_pool2d(input.data, **how)
-    return Tensor.from_op(
-        "max_pool2d", y, [input], lambda g: [ops.max_pool2d_grad(g, argmax, input_shape=shape, **how)]
-    )
+    back = dict(input_shape=shape, layout=memory_format.of(input.data), **how)
+    return Tensor.from_op("max_pool2d", y, [input], lambda g: [ops.max_pool2d_grad(g, argmax, **back)])
 
 
 def avg_pool2d(
@@ -270,7 +269,8 @@ def avg_pool2d(
         count_include_pad=count_include_pad,
     )
     y = ops.avg_pool2d(input.data, **how)
-    return Tensor.from_op("avg_pool2d", y, [input], lambda g: [ops.avg_pool2d_grad(g, input_shape=shape, **how)])
+    back = dict(input_shape=shape, layout=memory_format.of(input.data), **how)
+    return Tensor.from_op("avg_pool2d", y, [input], lambda g: [ops.avg_pool2d_grad(g, **back)])
 
 
 def adaptive_avg_pool2d(input: Tensor, output_size: Size2d) -> Tensor:

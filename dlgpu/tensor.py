@@ -440,12 +440,20 @@ class Tensor:
     def reshape(self, *shape: Any) -> Tensor:
         """The same elements in logical order with another shape; one size may be -1."""
         sizes = tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-        own = self.shape
+        own, ops = self.shape, self.backend
+        # Elements of a channels_last image have to be turned into logical order, and their gradient back: once each.
+        turned = dtypes.is_float(self.dtype) and memory_format.of(self.data) == "channels_last"
+        source = ops.to_memory_format(self.data, "contiguous") if turned else self.data
         try:
-            data = self.data.reshape(sizes)
+            data = source.reshape(sizes)
         except ValueError:
             raise ShapeError(f"[reshape] {self.size} elements do not fit; got shape {own} -> {sizes}") from None
-        return Tensor.from_op("reshape", data, [self], lambda g: [g.reshape(own)], view_of=self)
+
+        def backward(g: Any) -> Sequence[Any]:
+            g = g.reshape(own)
+            return [ops.to_memory_format(g, "channels_last") if turned else g]
+
+        return Tensor.from_op("reshape", data, [self], backward, view_of=self)
 
     view = reshape
 

@@ -1,6 +1,6 @@
 // Elementwise activations and their gradients. Arrays of one shape and layout are walked over in memory order.
 #pragma once
-#include "numeric.cuh"
+#include "vector.cuh"
 
 namespace dl {
 
@@ -46,16 +46,29 @@ __device__ float activate_grad(float d, float saved, float alpha) {
 
 template <typename T, Activation Kind>
 __global__ void __launch_bounds__(256) activation(const T* __restrict__ x, T* __restrict__ y, unsigned count, float alpha) {
-  for (unsigned i = first_index(); i < count; i += index_step()) {
-    y[i] = from_float<T>(activate<Kind>(to_float(x[i]), alpha));
+  constexpr int V = vector_of<T>();
+  for (unsigned at = V * first_index(); at < count; at += V * index_step()) {
+    const int valid = min(count - at, (unsigned)V);
+    float values[V];
+    load_some<V>(x + at, valid, values);
+#pragma unroll
+    for (int i = 0; i < V; ++i) values[i] = activate<Kind>(values[i], alpha);
+    store_some<V>(y + at, valid, values);
   }
 }
 
 template <typename T, Activation Kind>
 __global__ void __launch_bounds__(256) activation_grad(const T* __restrict__ grad_output, const T* __restrict__ saved,
                                                        T* __restrict__ grad_input, unsigned count, float alpha) {
-  for (unsigned i = first_index(); i < count; i += index_step()) {
-    grad_input[i] = from_float<T>(activate_grad<Kind>(to_float(grad_output[i]), to_float(saved[i]), alpha));
+  constexpr int V = vector_of<T>();
+  for (unsigned at = V * first_index(); at < count; at += V * index_step()) {
+    const int valid = min(count - at, (unsigned)V);
+    float grads[V], values[V];
+    load_some<V>(grad_output + at, valid, grads);
+    load_some<V>(saved + at, valid, values);
+#pragma unroll
+    for (int i = 0; i < V; ++i) grads[i] = activate_grad<Kind>(grads[i], values[i], alpha);
+    store_some<V>(grad_input + at, valid, grads);
   }
 }
 

@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
 // meet the same taps), columns input channels of a group, the depth runs over (r, s, k).
 // grid: (tiles of C/G, tiles of the largest phase's pixels, G * stride_h * stride_w).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T, 900>())
     conv2d_grad_input_tc(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, Conv2d g) {
   using A = WindowRows<T>;
   using B = TurnedFilters<T>;

@@ -3,7 +3,7 @@
 #pragma once
 #include "epilogue.cuh"
 #include "shapes.cuh"
-#include "vector4.cuh"
+#include "vector.cuh"
 
 namespace dl {
 
@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(256, 4)  // up to 64 registers: left alone, th
 #pragma unroll 1
         for (int c = 0; c < channels; ++c) {
           float w[4];
-          load4(weight + ((r * g.S + s) * channels + c) * g.K + k, g.K - k, w);
+          load_some<4>(weight + ((r * g.S + s) * channels + c) * g.K + k, g.K - k, w);
 #pragma unroll
           for (int j = 0; j < kStrip; ++j) {
             const int column = (q + j) * g.stride_w - g.pad_left + s * g.dilation_w;
@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(256, 4)  // up to 64 registers: left alone, th
             const T* const pixel = line + column * g.C;
             float seen[4];
             if constexpr (kSees == Sees::own) {
-              load4(pixel + k, g.K - k, seen);
+              load_some<4>(pixel + k, g.K - k, seen);
             } else {
 #pragma unroll
               for (int e = 0; e < 4; ++e) {
@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(256, 4)  // up to 64 registers: left alone, th
       for (int e = 0; e < 4; ++e) {
         if (k + e < g.K) sums[j][e] = end.value(sums[j][e], at + e, k + e);
       }
-      store4(y + at, g.K - k, sums[j]);
+      store_some<4>(y + at, g.K - k, sums[j]);
     }
   }
 }

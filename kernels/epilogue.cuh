@@ -1,6 +1,6 @@
 // What happens to a product's sums before they are stored: alpha * sum + beta * residual + bias, ReLU, 2x2 max-pooling.
 #pragma once
-#include "vector4.cuh"
+#include "vector.cuh"
 
 namespace dl {
 

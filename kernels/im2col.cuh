@@ -2,25 +2,42 @@
 // col2im: its adjoint. Each pixel gathers from the windows that see it, so nothing is added atomically and the order of
 // the sum is fixed.
 #pragma once
-#include "numeric.cuh"
 #include "shapes.cuh"
+#include "vector.cuh"
 
 namespace dl {
 
-// Neighbouring threads write neighbouring elements of a row.
+// A thread writes V neighbouring elements of the columns at once; they may belong to two rows.
 template <typename T>
 __global__ void __launch_bounds__(256) im2col(const T* __restrict__ x, T* __restrict__ col, Window2d g, Strides x_strides) {
+  constexpr int V = vector_of<T>();
   const unsigned row_length = g.C * g.R * g.S;
   const unsigned count = g.N * g.P * g.Q * row_length;
-  for (unsigned i = first_index(); i < count; i += index_step()) {
-    const int j = i % row_length;    // [0, C*R*S)
-    const int row = i / row_length;  // [0, N*P*Q)
-    const int s = j % g.S, r = j / g.S % g.R, c = j / (g.S * g.R);
-    const int q = row % g.Q, p = row / g.Q % g.P, n = row / (g.Q * g.P);
-    const int h = p * g.stride_h - g.pad_top + r * g.dilation_h;
-    const int w = q * g.stride_w - g.pad_left + s * g.dilation_w;
-    const bool inside = h >= 0 && h < g.H && w >= 0 && w < g.W;
-    col[i] = inside ? x[offset(x_strides, n, c, h, w)] : from_float<T>(0.0f);
+  for (unsigned first = V * first_index(); first < count; first += V * index_step()) {
+    const int j = first % row_length;  // [0, C*R*S)
+    int row = first / row_length;      // [0, N*P*Q)
+    int s = j % g.S, r = j / g.S % g.R, c = j / (g.S * g.R);
+    int top, left, image;  // of the row's window: its first pixel, and where its image begins
+    const auto look = [&] {
+      top = row / g.Q % g.P * g.stride_h - g.pad_top;
+      left = row % g.Q * g.stride_w - g.pad_left;
+      image = row / (g.Q * g.P) * x_strides.n;
+    };
+    look();
+    const int valid = min(count - first, (unsigned)V);
+    float values[V] = {};
+#pragma unroll
+    for (int i = 0; i < V; ++i) {
+      if (i < valid) {
+        const int h = top + r * g.dilation_h, w = left + s * g.dilation_w;
+        const bool inside = h >= 0 && h < g.H && w >= 0 && w < g.W;
+        if (inside) values[i] = to_float(x[image + c * x_strides.c + h * x_strides.h + w * x_strides.w]);
+        if (++s == g.S) s = 0, ++r;
+        if (r == g.R) r = 0, ++c;
+        if (c == g.C) c = 0, ++row, look();
+      }
+    }
+    store_some<V>(col + first, valid, values);
   }
 }
 

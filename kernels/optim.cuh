@@ -3,7 +3,7 @@
 // Each step also divides the gradients by the loss scale, does nothing if any of them was not finite, and writes a
 // half-precision copy of the new parameters: what else would be passes over memory of their own.
 #pragma once
-#include "vector4.cuh"
+#include "vector.cuh"
 
 namespace dl {
 
@@ -23,11 +23,11 @@ __device__ inline void update(float* param, const float* grad, float* const (&st
   for (unsigned at = 4 * first_index(); at < count; at += 4 * index_step()) {
     const int valid = min(count - at, 4u);
     float p[4], g[4], kept[STATES][4] = {};
-    load4(param + at, valid, p);
-    load4(grad + at, valid, g);
+    load_some<4>(param + at, valid, p);
+    load_some<4>(grad + at, valid, g);
 #pragma unroll
     for (int s = 0; s < STATES; ++s) {
-      if (states[s] != nullptr) load4(states[s] + at, valid, kept[s]);
+      if (states[s] != nullptr) load_some<4>(states[s] + at, valid, kept[s]);
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
@@ -38,12 +38,12 @@ __device__ inline void update(float* param, const float* grad, float* const (&st
 #pragma unroll
       for (int s = 0; s < STATES; ++s) kept[s][i] = state[s];
     }
-    store4(param + at, valid, p);
+    store_some<4>(param + at, valid, p);
 #pragma unroll
     for (int s = 0; s < STATES; ++s) {
-      if (states[s] != nullptr) store4(states[s] + at, valid, kept[s]);
+      if (states[s] != nullptr) store_some<4>(states[s] + at, valid, kept[s]);
     }
-    if (half != nullptr) store4(half + at, valid, p);
+    if (half != nullptr) store_some<4>(half + at, valid, p);
   }
 }
 
@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(256) check_finite(const float* __restrict__ gr
   bool found = false;
   for (unsigned at = 4 * first_index(); at < count; at += 4 * index_step()) {
     float g[4];
-    load4(grad + at, min(count - at, 4u), g);
+    load_some<4>(grad + at, min(count - at, 4u), g);
 #pragma unroll
     for (int i = 0; i < 4; ++i) found |= !(fabsf(g[i]) < infinity());  // NaN is not
   }

@@ -14,10 +14,11 @@ constexpr int kStages = 3;
 constexpr int kTileBytes = 64;  // of one row along the depth
 constexpr int kThreads = 256;
 
-// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it.
-template <typename T>
+// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it, which is
+// from architecture `kFrom` on.
+template <typename T, int kFrom = 800>
 __host__ __device__ constexpr int tensor_blocks() {
-  return sizeof(T) == 2 && DL_ARCH >= 800 && DL_ARCH < 1000 ? 2 : 1;
+  return sizeof(T) == 2 && DL_ARCH >= kFrom && DL_ARCH < 1000 ? 2 : 1;
 }
 
 // One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,
@@ -134,11 +135,17 @@ struct TensorTile {
   static_assert(kN % 2 == 0, "B's fragments are loaded for two blocks of columns at a time");
   float sums[kM][kN][4];
   float row_sum = 0.0f;
-  int warp_m, warp_n;  // first row and column of the warp's part
+  int warp_m, warp_n;    // first row and column of the warp's part
+  int first_a, first_b;  // where in a tile of A and of B this lane reads its share of the first fragment, in elements
 
   __device__ TensorTile() {
+    const int lane = threadIdx.x % 32;
     warp_m = threadIdx.x / 32 / kWarpsN * (BM / kWarpsM);
     warp_n = threadIdx.x / 32 % kWarpsN * (BN / kWarpsN);
+    first_a = A::kDeepFast ? FeedA::place(warp_m + lane % 16, lane / 16)
+                           : FeedA::place(lane % 8 + lane / 16 * 8, warp_m / 8 + lane / 8 % 2);
+    first_b = B::kDeepFast ? FeedB::place(warp_n + lane % 8 + lane / 16 * 8, lane / 8 % 2)
+                           : FeedB::place(lane % 16, warp_n / 8 + lane / 16);
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -159,16 +166,18 @@ struct TensorTile {
       if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageElements);
       cp_async_commit();
     }
+    int reads = 0, writes = kStages - 1;  // stages
 #pragma unroll 1
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<kStages - 2>();
       __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
-      const int ahead = step + kStages - 1;
-      if (ahead < steps) fetch(feed_a, feed_b, shared + ahead % kStages * kStageElements);
+      if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + writes * kStageElements);
       cp_async_commit();
-      const T* const tiles = shared + step % kStages * kStageElements;
+      const T* const tiles = shared + reads * kStageElements;
       multiply_tiles(tiles, tiles + FeedA::kElements);
       if (with_row_sum) row_sum += sum_of_row(tiles);
+      writes = reads;  // what has been read is written next
+      if (++reads == kStages) reads = 0;
     }
   }
 
@@ -196,9 +205,9 @@ struct TensorTile {
     for (int half = 0; half < 2; ++half) {  // two chunks deep each: one mma
       unsigned a[kM][4], b[kN / 2][4];
 #pragma unroll
-      for (int i = 0; i < kM; ++i) load_a(a[i], a_tile, warp_m + 16 * i, half);
+      for (int i = 0; i < kM; ++i) load_a(a[i], a_tile, i, half);
 #pragma unroll
-      for (int j = 0; j < kN / 2; ++j) load_b(b[j], b_tile, warp_n + 16 * j, half);
+      for (int j = 0; j < kN / 2; ++j) load_b(b[j], b_tile, j, half);
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -207,33 +216,41 @@ struct TensorTile {
     }
   }
 
-  // Rows row .. row + 15, in the order of mma: (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
-  static __device__ void load_a(unsigned (&fragment)[4], const T* tile, int row, int half) {
-    const int lane = threadIdx.x % 32;
+  // Where a lane reads of fragment `block` (16 rows each) in `half` the depth, `first` being its place in the first one.
+  // Chunks are turned by their line modulo 8: 16 lines on the turn is the same, and two chunks on is an XOR.
+  template <typename Feed>
+  static __device__ const T* place_in(const T* tile, int first, int block, int half) {
+    constexpr int kChunks = 2 * Feed::kChunk, kLines = 16 * Feed::kAcross * Feed::kChunk;
+    const int chunks = Feed::kDeepFast ? half : block, lines = Feed::kDeepFast ? block : half;
+    return tile + (first ^ chunks * kChunks) + lines * kLines;  // in this order: the last sum is in the instruction
+  }
+
+  // Rows 16 i .. 16 i + 15 of the warp's, in the order of mma: (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
+  __device__ void load_a(unsigned (&fragment)[4], const T* tile, int i, int half) const {
     if constexpr (A::kDeepFast) {
-      ldmatrix_x4(fragment, tile + FeedA::place(row + lane % 16, 2 * half + lane / 16));
+      ldmatrix_x4(fragment, place_in<FeedA>(tile, first_a, i, half));
     } else if constexpr (sizeof(T) == 2) {
-      const int k = 16 * half + lane % 8 + lane / 16 * 8;
-      ldmatrix_x4_trans(fragment, tile + FeedA::place(k, row / 8 + lane / 8 % 2));
+      ldmatrix_x4_trans(fragment, place_in<FeedA>(tile, first_a, i, half));
     } else {
+      const int lane = threadIdx.x % 32;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        fragment[e] = element<FeedA>(tile, row + lane / 4 + e % 2 * 8, 8 * half + lane % 4 + e / 2 * 4);
+        fragment[e] = element<FeedA>(tile, warp_m + 16 * i + lane / 4 + e % 2 * 8, 8 * half + lane % 4 + e / 2 * 4);
       }
     }
   }
 
-  // Columns column .. column + 15: (columns 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1).
-  static __device__ void load_b(unsigned (&fragment)[4], const T* tile, int column, int half) {
-    const int lane = threadIdx.x % 32;
+  // Columns 16 j .. 16 j + 15 of the warp's: (columns 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1).
+  __device__ void load_b(unsigned (&fragment)[4], const T* tile, int j, int half) const {
     if constexpr (B::kDeepFast) {
-      ldmatrix_x4(fragment, tile + FeedB::place(column + lane % 8 + lane / 16 * 8, 2 * half + lane / 8 % 2));
+      ldmatrix_x4(fragment, place_in<FeedB>(tile, first_b, j, half));
     } else if constexpr (sizeof(T) == 2) {
-      ldmatrix_x4_trans(fragment, tile + FeedB::place(16 * half + lane % 16, column / 8 + lane / 16));
+      ldmatrix_x4_trans(fragment, place_in<FeedB>(tile, first_b, j, half));
     } else {
+      const int lane = threadIdx.x % 32;
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        fragment[e] = element<FeedB>(tile, column + lane / 4 + e / 2 * 8, 8 * half + lane % 4 + e % 2 * 4);
+        fragment[e] = element<FeedB>(tile, warp_n + 16 * j + lane / 4 + e / 2 * 8, 8 * half + lane % 4 + e % 2 * 4);
       }
     }
   }

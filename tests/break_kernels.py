@@ -17,9 +17,11 @@ ROOT = Path(__file__).parents[1]
 # file, what it says, what the broken kernel says, the tests that must notice, the launcher's flavour
 BREAKS = [
     ("im2col.cuh", "w >= 0 && w < g.W", "w >= 0 && w <= g.W", "test_im2col", "fast"),
-    ("im2col.cuh", "- g.pad_top + r * g.dilation_h", "- g.pad_top + r", "test_im2col", "fast"),
+    ("im2col.cuh", "top + r * g.dilation_h", "top + r", "test_im2col", "fast"),
+    ("im2col.cuh", "c = 0, ++row, look();", "c = 0, ++row;", "test_im2col", "fast"),
     ("shapes.cuh", "return window < windows ? window : -1;", "return window;", "test_max_pool", "check"),
-    ("pool.cuh", "!(value <= best) && best == best", "value >= best", "test_max_pool", "fast"),
+    ("pool.cuh", "!(values[v] <= best[v]) && best[v] == best[v]", "values[v] >= best[v]", "test_max_pool", "fast"),
+    ("pool.cuh", "i % (C / V) * V", "i % (C / V)", "pool", "fast"),
     ("pool.cuh", "at.y * g.stride_h - g.pad_top + r;", "at.y * g.stride_w - g.pad_top + r;", "test_avg_pool", "fast"),
     ("simt.cuh", "cp_async_wait<0>();\n    __syncthreads();", "cp_async_wait<0>();", "test_kernels_gemm", "check"),
     ("simt.cuh", "        store(next);", "        store(now);", "test_kernels_gemm", "fast"),
@@ -50,7 +52,8 @@ BREAKS = [
     ("operand.cuh", "ceil_div(filter - tap, step)", "(filter - tap) / step", "three_products", "fast"),
     ("tensor_tile.cuh", "cp_async_wait<kStages - 2>();", "cp_async_wait<kStages - 1>();", "test_kernels_gemm", "fast"),
     ("tensor_tile.cuh", "__syncthreads();  // everyone's", "// everyone's", "test_kernels_gemm", "check"),
-    ("tensor_tile.cuh", "lane / 8 % 2));\n    } else if", "lane / 16));\n    } else if", "test_kernels_gemm", "fast"),
+    ("tensor_tile.cuh", "lane / 16 * 8, lane / 8 % 2)", "lane / 16 * 8, lane / 16)", "test_kernels_gemm", "fast"),
+    ("tensor_tile.cuh", "first ^ chunks * kChunks", "first + chunks * kChunks", "test_kernels_gemm", "fast"),
     ("tensor_tile.cuh", "large_a, small_b[0], small_b[1]", "large_a, small_b[0], small_b[0]", "three_terms", "fast"),
     ("gemm_tc.cuh", "split < splits; ++split) sum", "split < splits - 1; ++split) sum", "split_depth", "fast"),
     ("epilogue.cuh", "a.value >= b.value ? a : b", "a.value > b.value ? a : b", "epilogues or ties", "fast"),
@@ -103,7 +106,9 @@ BREAKS = [
     ("activation.cuh", "d * (1.0f - saved * saved)", "d * (1.0f - saved)", "test_activations", "fast"),
     ("optim.cuh", "* root + eps", "+ eps", "test_optimizer", "fast"),
     ("optim.cuh", "nesterov ? momentum * v + step : v", "v", "test_optimizer", "fast"),
-    ("movement.cuh", "channels_last ? i % C", "channels_last ? i % W", "test_cast", "fast"),
+    ("movement.cuh", "tile[along * kPitch + i]", "tile[along * kEdge + i]", "turned", "fast"),
+    ("movement.cuh", "  __syncthreads();\n", "", "turned", "check"),
+    ("vector.cuh", "i < valid ? to_float(p[i])", "i + 1 < valid ? to_float(p[i])", "test_activations", "fast"),
     ("grad_bias.cuh", "j / g.spatial, c, j % g.spatial", "j % g.N, c, j % g.spatial", "test_conv2d", "fast"),
 ]
 
@@ -138,9 +143,10 @@ def run(checkout: Path, tests: str, flavour: str) -> bool:
     environment = {**os.environ, "PYTHONPATH": str(checkout), "DLGPU_HOST_FLAVOUR": flavour}
     command = [sys.executable, "-m", "pytest", *chosen, *files]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)
-    if result.returncode not in (0, 1) or "does not compile" in result.stdout:
+    # A broken kernel may also end the process by a signal; pytest's own codes above 1 are no verdict.
+    if result.returncode > 1 or "does not compile" in result.stdout:
         raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-500:]}")
-    return result.returncode == 1
+    return result.returncode != 0
 
 
 if __name__ == "__main__":

@@ -776,7 +776,7 @@ def test_a_real_worker_measures(tmp_path: Path) -> None:
 def test_a_device_that_is_not_here(tmp_path: Path) -> None:
     if backends.available()["cuda"] == "ready":
         pytest.skip("there is a GPU here")
-    with pytest.raises(BackendUnavailable, match="cuda:cupy"):
+    with pytest.raises(BackendUnavailable, match="cuda:"):
         run.run([GEMM], lab.Settings("cuda"), run.Results(tmp_path / "results.json"), budget=600)
     assert not list(tmp_path.iterdir())
 

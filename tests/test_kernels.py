@@ -34,6 +34,9 @@ class OnDevice:
         self.orders = itertools.cycle(("forward", "reverse", "random"))
 
     def __getattr__(self, op: str) -> Any:
+        if op.startswith("_"):  # what Python and its tools ask any object for
+            raise AttributeError(op)
+
         def call(*args: Any, **options: Any) -> Any:
             if self.backend.name == "host":
                 order = next(self.orders)
@@ -60,6 +63,12 @@ class OnDevice:
         out = memory_format.empty(np, a.shape, a.dtype, memory_format.of(a))
         out[...] = a.get()
         return out
+
+
+def rounding(truth: np.ndarray, dtype: Any) -> np.ndarray:
+    """What storing `truth` as `dtype` may move it by: one place, or the step of subnormal numbers if that is more."""
+    limits = ml_dtypes.finfo(dtype)
+    return np.maximum(float(limits.eps) * np.abs(truth), float(limits.smallest_subnormal))
 
 
 GPU = [pytest.param(name, marks=pytest.mark.gpu) for name in ("cuda:cupy", "cuda:native")]
@@ -104,6 +113,7 @@ WINDOWS = [
     ((2, 4, 13, 6), 3, 3, 1, 2),
     ((0, 3, 5, 5), 3, 1, 1, 1),
     ((2, 17, 5, 5), 5, 1, 2, 1),
+    ((2, 16, 6, 7), 3, 2, 1, 1),  # vectors of channels
 ]
 
 
@@ -143,7 +153,7 @@ def test_max_pool(
     x = values(3, shape, dtype, layout)
     x[..., ::2] = np.round(x[..., ::2])  # ties
     if x.size > 10:
-        x.reshape(-1)[7:9] = np.nan
+        x.flat[7:9] = np.nan
         x[0, 0, :2] = -np.inf
     y, argmax = reference.max_pool2d(x, **how)
     got_y, got_argmax = kernels.max_pool2d(x, **how)
@@ -153,6 +163,27 @@ def test_max_pool(
     dy = values(4, y.shape, dtype, layout)
     expected = reference.max_pool2d_grad(dy, argmax, input_shape=shape, **how)
     check(kernels.max_pool2d_grad(dy, argmax, input_shape=shape, **how), expected, 9)
+
+
+def test_pooling_of_misaligned_images(kernels: Any) -> None:
+    """An image that does not begin at a multiple of 16 bytes is read element by element."""
+    flat = values(6, (2 * 6 * 6 * 16 + 1,), np.float16)
+    x = flat[1:].reshape(2, 6, 6, 16).transpose(0, 3, 1, 2)
+    ops = kernels.backend if kernels.backend.name == "host" else kernels  # which would move the array
+    for got, expected in zip(ops.max_pool2d(x, kernel_size=2), reference.max_pool2d(x, kernel_size=2), strict=True):
+        np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 70, 9, 8), (1, 64, 8, 8), (3, 5, 13, 11), (2, 3, 1, 65)])
+def test_layouts_are_turned_tile_by_tile(kernels: Any, dtype: Any, shape: tuple[int, ...]) -> None:
+    x = values(7, shape, dtype)
+    turned = kernels.to_memory_format(x, "channels_last")
+    assert memory_format.is_stored(turned, "channels_last")
+    np.testing.assert_array_equal(turned, x)
+    back = kernels.to_memory_format(turned, "contiguous")
+    assert back.flags.c_contiguous
+    np.testing.assert_array_equal(back, x)
 
 
 def test_max_pool_of_large_windows(kernels: Any) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import LAYOUTS, kernels, values  # noqa: F401  # a fixture
+from test_kernels import LAYOUTS, kernels, rounding, values  # noqa: F401  # a fixture
 
 from dlgpu import memory_format
 from dlgpu.backends import precision, reference
@@ -29,7 +29,7 @@ KINDS = {
 def check(got: np.ndarray, truth: np.ndarray, size: np.ndarray, terms: int, loss: float) -> None:
     """As `check_product` of test_kernels_gemm: `size` is the same op on the sizes of the factors."""
     assert got.shape == truth.shape
-    bound = size * (2.1 * loss + (terms + 3) * 2.0**-23) + float(ml_dtypes.finfo(got.dtype).eps) * np.abs(truth)
+    bound = size * (2.1 * loss + (terms + 3) * 2.0**-23) + rounding(truth, got.dtype)
     difference = np.abs(got.astype(np.float64) - truth)
     assert (difference <= bound).all(), f"{np.nanmax(difference / np.maximum(bound, 1e-300))} times the bound"
 

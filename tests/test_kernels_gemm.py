@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import kernels, values  # noqa: F401  # a fixture
+from test_kernels import kernels, rounding, values  # noqa: F401  # a fixture
 
 from dlgpu.backends import precision
 from dlgpu.backends.kernels import KernelBackend, gemm, tiles
@@ -44,7 +44,7 @@ def check_product(
     if relu:
         truth = np.maximum(truth, 0)
     terms = a.shape[-1] + 3
-    bound = size * (2.1 * loss + terms * 2.0**-23) + float(ml_dtypes.finfo(got.dtype).eps) * np.abs(truth)
+    bound = size * (2.1 * loss + terms * 2.0**-23) + rounding(truth, got.dtype)
     assert (np.abs(got.astype(np.float64) - truth) <= bound).all(), (np.abs(got - truth) / bound).max()
 
 

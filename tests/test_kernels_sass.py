@@ -23,15 +23,19 @@ def arch(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def gemm(arch: str) -> dict[str, list[str]]:
+def code_of(family: str, arch: str) -> dict[str, list[str]]:
     """Instantiation -> its code."""
     try:
-        compiled = compile_family("gemm", arch)
+        compiled = compile_family(family, arch)
     except BackendUnavailable as error:
         pytest.skip(str(error))
     code = sass.functions(compiled.cubin)
     return {name: code[mangled] for name, mangled in compiled.names.items()}
+
+
+@pytest.fixture(scope="module")
+def gemm(arch: str) -> dict[str, list[str]]:
+    return code_of("gemm", arch)
 
 
 def test_loops_are_found() -> None:
@@ -64,3 +68,24 @@ def test_cp_async_where_the_chip_has_it(arch: str, gemm: dict[str, list[str]]) -
     loop = sass.main_loop(gemm[name], "FFMA")
     assert any(op.startswith("LDGSTS") for op in loop) == (arch != "sm_75")
     assert any(op.startswith("STS") for op in loop) == (arch == "sm_75")
+
+
+def test_half_products_are_tensor_cores_fed_by_ldmatrix_and_cp_async(arch: str) -> None:
+    """Of memory, the main loop has ldmatrix and cp.async and nothing else (sm_75: loads and stores for cp.async)."""
+    code = code_of("gemm_tc", arch)
+    kernels = [name for name in code if name.startswith("dl::gemm_tc<__half") and name.endswith("true, 1>")]
+    assert len(kernels) == 6  # two tiles, three transpositions
+    for name in kernels:
+        edge = int(name.split(", ")[3])
+        fragments = edge // 2 // 16, edge // 4 // 8  # of a warp's part: rows by columns
+        chunks = 2 * edge * 64 // 16 // 256  # that a thread copies of both tiles
+        count = Counter(op.split(".")[0] for op in sass.main_loop(code[name], "HMMA"))
+        assert count["HMMA"] == 2 * fragments[0] * fragments[1] * (2 if arch == "sm_75" else 1), (name, count)
+        assert count["LDSM"] == 2 * (fragments[0] + fragments[1] // 2), (name, count)
+        if arch == "sm_75":
+            assert count["LDG"] == count["STS"] == chunks, (name, count)
+        else:
+            assert count["LDGSTS"] == chunks, (name, count)
+            assert count["LDG"] + count["STS"] == 0, (name, count)
+            assert count["LDS"] <= 3, (name, count)  # ptxas's own, which wait for cp.async
+        assert count["LDL"] + count["STL"] + count["ST"] + count["LD"] == 0, (name, count)

@@ -117,7 +117,7 @@ def test_wide_windows_take_two_byte_places() -> None:
     x = np.zeros((1, 1, 20, 20), np.float32)
     g = Pool2d.of("max_pool2d", x.shape, 17, 1, 0, 1, False)
     argmax = np.zeros(g.output_shape, g.argmax_dtype)
-    assert pool.max_plan("max_pool2d", g, x, argmax, x, x).kernel == "dl::max_pool2d<float, unsigned short>"
+    assert pool.max_plan("max_pool2d", g, x, argmax, x, x).kernel == "dl::max_pool2d<float, unsigned short, 1>"
 
 
 def test_unknown_kernels_and_dtypes() -> None:
@@ -144,7 +144,32 @@ def test_recorder_sees_layout_copies() -> None:
     ops.to_memory_format(x, "channels_last")
     assert not ops.plans
     assert ops.to_memory_format(x, "contiguous").shape == x.shape
-    assert [plan.kernel for plan in ops.plans] == ["dl::copy<float, float>"]
+    assert [plan.kernel for plan in ops.plans] == ["dl::transpose<float>"]
+    ops.plans.clear()
+    y = ops.cast(x, np.float16)
+    ops.copied("both at once", y, np.dtype(np.float32), "contiguous")
+    ops.copied("no format", y[:, ::2], y.dtype, "contiguous")
+    assert [plan.kernel for plan in ops.plans] == [
+        "dl::cast<float, __half>",
+        "dl::copy<__half, float>",
+        "dl::copy<__half, __half>",
+    ]
+
+
+def test_pooling_takes_vectors_where_channels_lie_side_by_side() -> None:
+    def kernels(channels: int, layout: memory_format.MemoryFormat, dtype: Any = np.float16, size: int = 2) -> list[str]:
+        ops = Recorder()
+        x = memory_format.empty(ops.xp, (2, channels, 20, 20), np.dtype(dtype), layout)
+        y, argmax = ops.max_pool2d(x, kernel_size=size)
+        ops.max_pool2d_grad(y, argmax, input_shape=x.shape, kernel_size=size)
+        ops.avg_pool2d_grad(ops.avg_pool2d(x, kernel_size=size), input_shape=x.shape, kernel_size=size)
+        return [plan.kernel.rsplit(", ", 1)[1] for plan in ops.plans]
+
+    assert kernels(16, "channels_last") == ["8>"] * 4
+    assert kernels(12, "channels_last", np.float32) == ["4>"] * 4
+    assert kernels(12, "channels_last") == ["1>"] * 4
+    assert kernels(16, "contiguous") == ["1>"] * 4
+    assert kernels(16, "channels_last", size=17)[0] == "1>"  # places of two bytes
 
 
 def test_conv2d_algorithms_are_chosen_by_name() -> None:

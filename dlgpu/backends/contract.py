@@ -31,6 +31,7 @@ from typing import Any, Literal, Protocol
 from dlgpu.backends.shapes import Padding2d, Size2d, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError, UnknownName
+from dlgpu.memory_format import MemoryFormat
 
 Array = Any  # numpy.ndarray or cupy.ndarray
 
@@ -290,8 +291,12 @@ class Contract(Protocol):
         padding: Padding2d = 0,
         dilation: Size2d = 1,
         ceil_mode: bool = False,
+        layout: MemoryFormat | None = None,
     ) -> Array:
-        """Send each output's gradient to the place its maximum came from; overlapping windows add."""
+        """Send each output's gradient to the place its maximum came from; overlapping windows add.
+
+        `layout` is the memory format of the result, where grad_output's own (None) does not tell: 1x1 images have none.
+        """
         ...
 
     def avg_pool2d(
@@ -321,8 +326,12 @@ class Contract(Protocol):
         padding: Padding2d = 0,
         ceil_mode: bool = False,
         count_include_pad: bool = True,
+        layout: MemoryFormat | None = None,
     ) -> Array:
-        """Spread each output's gradient evenly over its window."""
+        """Spread each output's gradient evenly over its window.
+
+        `layout` is the memory format of the result, where grad_output's own (None) does not tell: 1x1 images have none.
+        """
         ...
 
     # --- normalisation --------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from dlgpu import memory_format
 from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT, Activation, Array, check_activation
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import Plan, elementwise
+from dlgpu.backends.kernels.plan import Plan, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.shapes import check_shape
 from dlgpu.dtypes import check_floats
@@ -17,9 +17,10 @@ KINDS: dict[str, str] = {kind: "dl::k" + kind.title().replace("_", "") for kind 
 
 
 def plan(op: str, kind: str, dtype: Any, count: int, alpha: float) -> Plan:
-    """One thread per element."""
+    """A vector of elements per thread."""
     check_activation(op, kind, alpha)
-    return elementwise(op, f"dl::{op}<{storage(op, dtype)}, {KINDS[kind]}>", count, count, float(alpha))
+    kernel = f"dl::{op}<{storage(op, dtype)}, {KINDS[kind]}>"
+    return elementwise(op, kernel, -(-count // vector(dtype)), count, float(alpha))
 
 
 class ActivationOps(Launching):

@@ -5,16 +5,16 @@ from __future__ import annotations
 from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.geometry import strides, window
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import Plan, check_count, elementwise
+from dlgpu.backends.kernels.plan import Plan, check_count, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.shapes import Padding2d, Size2d, Window2d, check_shape
 from dlgpu.dtypes import check_floats
 
 
 def plan(op: str, direction: str, w: Window2d, x: Array) -> Plan:
-    """One thread per element of what is written: the columns for im2col, the image for col2im."""
+    """A vector of the columns per thread for im2col, a pixel for col2im."""
     columns = w.N * w.P * w.Q * w.C * w.R * w.S
-    count = columns if direction == "im2col" else w.N * w.C * w.H * w.W
+    count = -(-columns // vector(x.dtype)) if direction == "im2col" else w.N * w.C * w.H * w.W
     check_count(op, columns)  # both directions index them
     return elementwise(op, f"dl::{direction}<{storage(op, x.dtype)}>", count, window(w), strides(x))
 

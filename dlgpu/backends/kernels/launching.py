@@ -11,11 +11,13 @@ from dlgpu import memory_format
 from dlgpu.backends import tuning
 from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.geometry import four_axes, strides
-from dlgpu.backends.kernels.plan import Dim3, Plan, elementwise
+from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Dim3, Plan, check_count, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.kernels.tiles import Target
 
 Start = Callable[[list[Any]], None]  # launches one plan on its arrays
+
+TURNED = 64  # rows and columns of the tile of kernels/movement.cuh that a block turns
 
 
 class Launcher(Protocol):
@@ -63,9 +65,30 @@ def address(x: Array) -> int:
 
 
 def copy_plan(op: str, x: Array, y: Array) -> Plan:
-    """From x to y of the same logical shape: one thread per element, in the memory order of what is written."""
-    kernel = f"dl::copy<{storage(op, x.dtype)}, {storage(op, y.dtype)}>"
-    return elementwise(op, kernel, x.size, *x.shape[1:], x.size, strides(x), strides(y))
+    """From x to y of the same logical shape, in vectors where they lie alike, else tile by tile between the formats.
+
+    What is neither (other strides; a type and a format at once) goes element by element in the memory order of y.
+    """
+    source, target = storage(op, x.dtype), storage(op, y.dtype)
+    formats = [next((f for f in memory_format.FORMATS if memory_format.is_stored(a, f)), None) for a in (x, y)]
+    if source != target and x.strides == _scaled(y, x.itemsize) and None not in formats:
+        check_count(op, x.size)
+        threads = -(-x.size // vector(max((x.dtype, y.dtype), key=lambda d: d.itemsize)))
+        return elementwise(op, f"dl::cast<{source}, {target}>", threads, x.size)
+    N, C, H, W = x.shape
+    rows, columns = (C, H * W) if formats[0] == "contiguous" else (H * W, C)
+    down, across = -(-rows // TURNED), -(-columns // TURNED)
+    if source == target and set(formats) == set(memory_format.FORMATS) and max(N, down) <= MOST_YZ:
+        check_count(op, x.size)
+        why = f"{N} images, {rows} x {columns} turned in tiles of {TURNED}"
+        return Plan(f"dl::transpose<{source}>", (across, down, N), (THREADS, 1, 1), (rows, columns), why=why)
+    kernel = f"dl::copy<{source}, {target}>"
+    return elementwise(op, kernel, x.size, C, H, W, x.size, strides(x), strides(y))
+
+
+def _scaled(a: Array, itemsize: int) -> tuple[int, ...]:
+    """The strides of an array that lies like `a`, with elements of another size."""
+    return tuple(step // a.itemsize * itemsize for step in a.strides)
 
 
 class Launching:

@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from dlgpu.errors import ShapeError
 
 Dim3 = tuple[int, int, int]
@@ -17,6 +19,7 @@ THREADS = 256
 # Blocks of a grid-stride loop: enough to fill the largest GPUs several times over, few enough to keep them cheap.
 MOST_BLOCKS = 132 * 32
 MOST_ELEMENTS = 2**31 - 1  # kernels index with 32 bits
+VECTOR_BYTES = 16
 MOST_YZ = 65_535  # CUDA's limit for grid.y and grid.z
 
 
@@ -53,8 +56,13 @@ def check_count(op: str, count: int) -> None:
         raise ShapeError(f"[{op}] kernels index with 32 bits: at most {MOST_ELEMENTS} elements; got {count}")
 
 
+def vector(dtype: np.dtype) -> int:
+    """How many elements a thread reads and writes at once: 16 bytes."""
+    return VECTOR_BYTES // np.dtype(dtype).itemsize
+
+
 def elementwise(op: str, kernel: str, count: int, *args: Any) -> Plan:
     """A grid-stride loop over `count` elements."""
     check_count(op, count)
     blocks = min(-(-count // THREADS), MOST_BLOCKS)
-    return Plan(kernel, (blocks, 1, 1), (THREADS, 1, 1), args, why=f"{count} elements, one per thread and round")
+    return Plan(kernel, (blocks, 1, 1), (THREADS, 1, 1), args, why=f"{count} threads' work")

@@ -76,6 +76,7 @@ def max_pool2d_grad(
     padding: Padding2d = 0,
     dilation: Size2d = 1,
     ceil_mode: bool = False,
+    layout: memory_format.MemoryFormat | None = None,
 ) -> np.ndarray:
     op = "max_pool2d_grad"
     check_floats(op, grad_output=grad_output)
@@ -84,7 +85,7 @@ def max_pool2d_grad(
     check_shape(op, "argmax", argmax.shape, g.output_shape)
     reach = [dil * (k - 1) + 1 for dil, k in zip(g.dilation, (g.R, g.S), strict=True)]
     overlapping = any(stride < r for stride, r in zip(g.stride, reach, strict=True))
-    dx = memory_format.empty(np, g.input_shape, grad_output.dtype, memory_format.of(grad_output))
+    dx = memory_format.empty(np, g.input_shape, grad_output.dtype, layout or memory_format.of(grad_output))
 
     def share(images: slice) -> None:
         dy = memory_format.convert(np, widen(grad_output[images]), "contiguous")
@@ -128,6 +129,7 @@ def avg_pool2d_grad(
     padding: Padding2d = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
+    layout: memory_format.MemoryFormat | None = None,
 ) -> np.ndarray:
     op = "avg_pool2d_grad"
     check_floats(op, grad_output=grad_output)
@@ -138,7 +140,7 @@ def avg_pool2d_grad(
     whole = padded(np.zeros(g.input_shape, dy.dtype), g)
     for tap in taps(whole, g):
         tap += share
-    return finish(unpadded(whole, g), grad_output.dtype, memory_format.of(grad_output))
+    return finish(unpadded(whole, g), grad_output.dtype, layout or memory_format.of(grad_output))
 
 
 def _inside(g: Pool2d) -> list[np.ndarray]:

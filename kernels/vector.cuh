@@ -28,30 +28,36 @@ __device__ inline void store(T* p, const float* in) {
   *reinterpret_cast<Vector<T, V>*>(p) = vector;
 }
 
-// Whether 4 elements from `p` on can be read or written at once.
+// Elements of 16 bytes: what a thread should read and write at once to keep memory busy.
 template <typename T>
-__device__ inline bool aligned4(const T* p) {
-  return (unsigned long long)p % (4 * sizeof(T)) == 0;
+__host__ __device__ constexpr int vector_of() {
+  return 16 / sizeof(T);
 }
 
-// Four neighbouring elements of a row, of which `valid` exist; the others read as zero.
-template <typename T>
-__device__ inline void load4(const T* p, int valid, float (&out)[4]) {
-  if (valid >= 4 && aligned4(p)) {
-    load<4>(p, true, out);
+// Whether V elements from `p` on can be read or written at once.
+template <int V, typename T>
+__device__ inline bool aligned(const T* p) {
+  return (unsigned long long)p % (V * sizeof(T)) == 0;
+}
+
+// V neighbouring elements of a row, of which `valid` exist; the others read as zero.
+template <int V, typename T>
+__device__ inline void load_some(const T* p, int valid, float (&out)[V]) {
+  if (valid >= V && aligned<V>(p)) {
+    load<V>(p, true, out);
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) out[i] = i < valid ? to_float(p[i]) : 0.0f;
+    for (int i = 0; i < V; ++i) out[i] = i < valid ? to_float(p[i]) : 0.0f;
   }
 }
 
-template <typename T>
-__device__ inline void store4(T* p, int valid, const float (&in)[4]) {
-  if (valid >= 4 && aligned4(p)) {
-    store<4>(p, in);
+template <int V, typename T>
+__device__ inline void store_some(T* p, int valid, const float (&in)[V]) {
+  if (valid >= V && aligned<V>(p)) {
+    store<V>(p, in);
   } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < V; ++i) {
       if (i < valid) p[i] = from_float<T>(in[i]);
     }
   }
