@@ -101,8 +101,8 @@ def test_finer_networks_start_where_the_coarse_one_stands() -> None:
     assert left == ["scores.0.weight", "scores.0.bias", "doubled.0.weight", "enlarged.weight"]
     x = dlgpu.randn(1, 2, 160, 160)
     y, z = coarse(x).numpy(), fine(x).numpy()
-    # One step of 32, or of 2 and then 16: both are linear between the same scores, but the second cuts the corner at each
-    # score, from a quarter before it to a quarter behind. That moves it by an eighth of the second difference, along
+    # One step of 32, or of 2 and then 16: both are linear between the same scores, but the second cuts the corner at
+    # each score, from a quarter before it to a quarter behind: by an eighth of the second difference, along
     # each axis.
     scores = coarse.classifier(coarse.features(x)).numpy()
     bound = sum(np.abs(np.diff(scores, n=2, axis=axis)).max() for axis in (-1, -2)) / 8

@@ -9,11 +9,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-import sass
 from test_kernels import kernels, values  # noqa: F401  # a fixture
 from test_kernels_conv_implicit import check, wide
 from test_kernels_gemm import HALVES, check_product
 
+from benchmarks import sass
 from dlgpu.backends import reference, tuning
 from dlgpu.backends.kernels import conv_hopper, gemm_hopper
 from dlgpu.backends.kernels.compile import compile_family

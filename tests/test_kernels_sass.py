@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-import sass
 
+from benchmarks import sass
 from dlgpu.backends.kernels.compile import compile_family
 from dlgpu.errors import BackendUnavailable
 
