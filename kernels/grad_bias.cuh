@@ -1,19 +1,19 @@
 // The gradient of a bias: the sum of each channel over batch and pixels, in a fixed order.
 #pragma once
-#include "norm.cuh"
+#include "channel_sums.cuh"
 
 namespace dl {
 
-// grad_output (N, C, spatial) -> grad_bias (C), one block per channel.
+struct Total {
+  float sum;
+
+  static __device__ Total join(Total a, Total b) { return {a.sum + b.sum}; }
+};
+
+// grad_output (N, C, spatial) -> slabs (parts, C), which add_slabs (gemm_tc.cuh) adds up.
 template <typename T>
-__global__ void __launch_bounds__(256) grad_bias(const T* __restrict__ grad_output, T* __restrict__ grad, Norm g) {
-  const int c = blockIdx.x;
-  float sum = 0.0f;
-  for (int j = threadIdx.x; j < g.N * g.spatial; j += blockDim.x) {
-    sum += to_float(grad_output[norm_offset(g, j / g.spatial, c, j % g.spatial)]);
-  }
-  sum = block_reduce<Sum>(sum);
-  if (threadIdx.x == 0) grad[c] = from_float<T>(sum);
+__global__ void __launch_bounds__(256) grad_bias(const T* __restrict__ grad_output, float* __restrict__ slabs, Norm g) {
+  channel_parts(g, reinterpret_cast<Total*>(slabs), [&](Total& own, int at, int, int) { own.sum += to_float(grad_output[at]); });
 }
 
 }  // namespace dl

@@ -1,8 +1,10 @@
 #include "norm.cuh"
 
-DL_KERNEL(dl::batch_norm_statistics<float>)
-DL_KERNEL(dl::batch_norm_statistics<__half>)
-DL_KERNEL(dl::batch_norm_statistics<__nv_bfloat16>)
+DL_KERNEL(dl::batch_norm_moments<float>)
+DL_KERNEL(dl::batch_norm_moments<__half>)
+DL_KERNEL(dl::batch_norm_moments<__nv_bfloat16>)
+DL_KERNEL(dl::batch_norm_statistics)
+DL_KERNEL(dl::norm_join_sums)
 DL_KERNEL(dl::batch_norm_apply<float>)
 DL_KERNEL(dl::batch_norm_apply<__half>)
 DL_KERNEL(dl::batch_norm_apply<__nv_bfloat16>)

@@ -1,21 +1,10 @@
 // Normalisation with statistics in float, by Welford's recurrence: one pass over the data, and no digits are lost where the
 // mean is large. Outputs may take a residual and a ReLU with them; gradients then pass where the output is positive.
-//
-// Arrays are (N, C, spatial) in either memory format: element (n, c, i) lies at n * stride_n + c * stride_c + i * stride_i.
 #pragma once
+#include "channel_sums.cuh"
 #include "reduce.cuh"
 
 namespace dl {
-
-struct Norm {
-  int N, C, G, spatial;  // G groups of channels
-  int stride_n, stride_c, stride_i;
-};
-static_assert(sizeof(Norm) == 7 * 4, "Python passes 7 packed ints");
-
-__device__ inline int norm_offset(const Norm& g, int n, int c, int i) {
-  return n * g.stride_n + c * g.stride_c + i * g.stride_i;
-}
 
 __device__ inline float value_or(const float* vector, int index, float otherwise) {
   return vector == nullptr ? otherwise : vector[index];
@@ -53,6 +42,105 @@ struct Moments {
   }
 };
 
+// --- gradients of weight and bias -------------------------------------------------------------------------------------
+
+// A channel's gradients: sum of grad * normalised, and of grad.
+struct Pair {
+  float along, sum;
+
+  static __device__ Pair join(Pair a, Pair b) { return {a.along + b.along, a.sum + b.sum}; }
+};
+
+// grad_weight and grad_bias from their parts (parts, C, 2), one channel per thread.
+__global__ void __launch_bounds__(256)
+    norm_join_sums(const float* __restrict__ slabs, float* __restrict__ grad_weight, float* __restrict__ grad_bias,
+                   unsigned C, int parts) {
+  for (unsigned c = first_index(); c < C; c += index_step()) {
+    const Pair all = joined(reinterpret_cast<const Pair*>(slabs), parts, C, c);
+    grad_weight[c] = all.along;
+    grad_bias[c] = all.sum;
+  }
+}
+
+// --- batch norm -------------------------------------------------------------------------------------------------------
+
+// Moments of each channel in parts: slabs (parts, C, 3).
+template <typename T>
+__global__ void __launch_bounds__(256) batch_norm_moments(const T* __restrict__ x, float* __restrict__ slabs, Norm g) {
+  channel_parts(g, reinterpret_cast<Moments*>(slabs),
+                [&](Moments& own, int at, int, int) { own.add(to_float(x[at])); });
+}
+
+// mean and rstd of each channel; running statistics (null: none) move by `momentum`, with the unbiased variance.
+__global__ void __launch_bounds__(256)
+    batch_norm_statistics(const float* __restrict__ slabs, float* __restrict__ mean_out, float* __restrict__ rstd_out,
+                          float* __restrict__ running_mean, float* __restrict__ running_var, unsigned C, int parts,
+                          float momentum, float eps) {
+  for (unsigned c = first_index(); c < C; c += index_step()) {
+    const Moments all = joined(reinterpret_cast<const Moments*>(slabs), parts, C, c);
+    const float mean = all.mean, var = all.squares / all.count;
+    mean_out[c] = mean;
+    rstd_out[c] = 1.0f / sqrtf(var + eps);
+    if (running_mean != nullptr) running_mean[c] += momentum * (mean - running_mean[c]);
+    if (running_var != nullptr) running_var[c] += momentum * (var * all.count / (all.count - 1) - running_var[c]);
+  }
+}
+
+// y = (x - mean) * rstd * weight + bias; weight and bias may be null. One thread per element.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    batch_norm_apply(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
+                     const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ residual,
+                     T* __restrict__ y, Norm g, int relu) {
+  const unsigned count = g.N * g.C * g.spatial;
+  for (unsigned at = first_index(); at < count; at += index_step()) {
+    const int c = channel_at(g, at);
+    const float scale = rstd[c] * value_or(weight, c, 1.0f);
+    y[at] = finished((to_float(x[at]) - mean[c]) * scale + value_or(bias, c, 0.0f), residual, at, relu);
+  }
+}
+
+// The parts of grad_weight and grad_bias: slabs (parts, C, 2).
+template <typename T>
+__global__ void __launch_bounds__(256)
+    batch_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g) {
+  channel_parts(g, reinterpret_cast<Pair*>(slabs), [&](Pair& own, int at, int c, int) {
+    const float d = passed(grad_output, y, at);
+    own.along += d * (to_float(x[at]) - mean[c]) * rstd[c];
+    own.sum += d;
+  });
+}
+
+// grad_input; with `training` less the parts of the gradient that mean and rstd absorb.
+template <typename T>
+__global__ void __launch_bounds__(256)
+    batch_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
+                    const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ grad_weight,
+                    const float* __restrict__ grad_bias, const T* __restrict__ y, T* __restrict__ grad_input, Norm g, int training) {
+  const unsigned count = g.N * g.C * g.spatial;
+  const float share = training ? 1.0f / (g.N * g.spatial) : 0.0f;
+  for (unsigned at = first_index(); at < count; at += index_step()) {
+    const int c = channel_at(g, at);
+    const float normalised = (to_float(x[at]) - mean[c]) * rstd[c];
+    const float d = passed(grad_output, y, at) - share * grad_bias[c] - normalised * (share * grad_weight[c]);
+    grad_input[at] = from_float<T>(d * rstd[c] * value_or(weight, c, 1.0f));
+  }
+}
+
+// --- group norm: one block per (sample, group) ------------------------------------------------------------------------
+
+// The j-th element of a group along memory, j in [0, C/G * spatial), and its channel.
+struct Member {
+  int at, c;
+};
+__device__ inline Member member(const Norm& g, int n, int group, int j) {
+  const int per_group = g.C / g.G;
+  const int c = group * per_group + (g.stride_c == 1 ? j % per_group : j / g.spatial);
+  const int i = g.stride_c == 1 ? j / per_group : j % g.spatial;
+  return {norm_offset(g, n, c, i), c};
+}
+
 // Every thread of a block of 256 calls this with its own, and gets those of all values, joined in a fixed order.
 __device__ inline Moments block_moments(Moments own) {
   DL_SHARED(Moments, partial, [8]);
@@ -71,89 +159,6 @@ __device__ inline Moments block_moments(Moments own) {
   return all;
 }
 
-// --- batch norm: one block per channel --------------------------------------------------------------------------------
-
-// mean and rstd of each channel; running statistics (null: none) move by `momentum`, with the unbiased variance.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    batch_norm_statistics(const T* __restrict__ x, float* __restrict__ mean_out, float* __restrict__ rstd_out,
-                          float* __restrict__ running_mean, float* __restrict__ running_var, Norm g, float momentum, float eps) {
-  const int c = blockIdx.x, count = g.N * g.spatial;
-  Moments own = {};
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    own.add(to_float(x[norm_offset(g, j / g.spatial, c, j % g.spatial)]));
-  }
-  const Moments all = block_moments(own);
-  const float mean = all.mean, var = all.squares / count;
-  if (threadIdx.x == 0) {
-    mean_out[c] = mean;
-    rstd_out[c] = 1.0f / sqrtf(var + eps);
-    if (running_mean != nullptr) running_mean[c] += momentum * (mean - running_mean[c]);
-    if (running_var != nullptr) running_var[c] += momentum * (var * count / (count - 1) - running_var[c]);
-  }
-}
-
-// y = (x - mean) * rstd * weight + bias; weight and bias may be null. One thread per element, in logical order.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    batch_norm_apply(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
-                     const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ residual,
-                     T* __restrict__ y, Norm g, int relu) {
-  const unsigned count = g.N * g.C * g.spatial;
-  for (unsigned j = first_index(); j < count; j += index_step()) {
-    const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
-    const int at = norm_offset(g, n, c, i);
-    const float scale = rstd[c] * value_or(weight, c, 1.0f);
-    y[at] = finished((to_float(x[at]) - mean[c]) * scale + value_or(bias, c, 0.0f), residual, at, relu);
-  }
-}
-
-// grad_weight and grad_bias of each channel: sums of grad * normalised and of grad.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    batch_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ grad_weight,
-                    float* __restrict__ grad_bias, Norm g) {
-  const int c = blockIdx.x, count = g.N * g.spatial;
-  float along = 0.0f, sum = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const int at = norm_offset(g, j / g.spatial, c, j % g.spatial);
-    const float d = passed(grad_output, y, at);
-    along += d * (to_float(x[at]) - mean[c]) * rstd[c];
-    sum += d;
-  }
-  along = block_reduce<Sum>(along);
-  sum = block_reduce<Sum>(sum);
-  if (threadIdx.x == 0) {
-    grad_weight[c] = along;
-    grad_bias[c] = sum;
-  }
-}
-
-// grad_input; with `training` less the parts of the gradient that mean and rstd absorb.
-template <typename T>
-__global__ void __launch_bounds__(256)
-    batch_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
-                    const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ grad_weight,
-                    const float* __restrict__ grad_bias, const T* __restrict__ y, T* __restrict__ grad_input, Norm g, int training) {
-  const unsigned count = g.N * g.C * g.spatial;
-  const float share = training ? 1.0f / (g.N * g.spatial) : 0.0f;
-  for (unsigned j = first_index(); j < count; j += index_step()) {
-    const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
-    const int at = norm_offset(g, n, c, i);
-    const float normalised = (to_float(x[at]) - mean[c]) * rstd[c];
-    const float d = passed(grad_output, y, at) - share * grad_bias[c] - normalised * (share * grad_weight[c]);
-    grad_input[at] = from_float<T>(d * rstd[c] * value_or(weight, c, 1.0f));
-  }
-}
-
-// --- group norm: one block per (sample, group) ------------------------------------------------------------------------
-
-// The j-th element of a group, j in [0, C/G * spatial).
-__device__ inline int group_offset(const Norm& g, int n, int group, int j) {
-  return norm_offset(g, n, group * (g.C / g.G) + j / g.spatial, j % g.spatial);
-}
-
 template <typename T>
 __global__ void __launch_bounds__(256)
     group_norm(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
@@ -161,11 +166,11 @@ __global__ void __launch_bounds__(256)
                Norm g, float eps, int relu) {
   const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, per_group = g.C / g.G, count = per_group * g.spatial;
   Moments own = {};
-  for (int j = threadIdx.x; j < count; j += blockDim.x) own.add(to_float(x[group_offset(g, n, group, j)]));
+  for (int j = threadIdx.x; j < count; j += blockDim.x) own.add(to_float(x[member(g, n, group, j).at]));
   const Moments all = block_moments(own);
   const float mean = all.mean, rstd = 1.0f / sqrtf(all.squares / count + eps);
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const int at = group_offset(g, n, group, j), c = group * per_group + j / g.spatial;
+    const auto [at, c] = member(g, n, group, j);
     const float scale = rstd * value_or(weight, c, 1.0f);
     y[at] = finished((to_float(x[at]) - mean) * scale + value_or(bias, c, 0.0f), residual, at, relu);
   }
@@ -184,58 +189,48 @@ __global__ void __launch_bounds__(256)
   const float m = mean[blockIdx.x], r = rstd[blockIdx.x];
   float sum = 0.0f, along = 0.0f;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const int at = group_offset(g, n, group, j);
-    const float d = passed(grad_output, y, at) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
+    const auto [at, c] = member(g, n, group, j);
+    const float d = passed(grad_output, y, at) * value_or(weight, c, 1.0f);
     sum += d;
     along += d * (to_float(x[at]) - m) * r;
   }
   sum = block_reduce<Sum>(sum) / count;
   along = block_reduce<Sum>(along) / count;
   for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const int at = group_offset(g, n, group, j);
-    const float d = passed(grad_output, y, at) * value_or(weight, group * per_group + j / g.spatial, 1.0f);
+    const auto [at, c] = member(g, n, group, j);
+    const float d = passed(grad_output, y, at) * value_or(weight, c, 1.0f);
     grad_input[at] = from_float<T>((d - sum - (to_float(x[at]) - m) * r * along) * r);
   }
 }
 
-// grad_weight and grad_bias of each channel, one block each. Statistics are (N, G).
+// The parts of grad_weight and grad_bias: slabs (parts, C, 2). Statistics are (N, G).
 template <typename T>
 __global__ void __launch_bounds__(256)
     group_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ grad_weight,
-                    float* __restrict__ grad_bias, Norm g) {
-  const int c = blockIdx.x, group = c / (g.C / g.G), count = g.N * g.spatial;
-  float along = 0.0f, sum = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const int n = j / g.spatial, at = norm_offset(g, n, c, j % g.spatial);
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g) {
+  channel_parts(g, reinterpret_cast<Pair*>(slabs), [&](Pair& own, int at, int c, int n) {
+    const int statistics = n * g.G + c / (g.C / g.G);
     const float d = passed(grad_output, y, at);
-    along += d * (to_float(x[at]) - mean[n * g.G + group]) * rstd[n * g.G + group];
-    sum += d;
-  }
-  along = block_reduce<Sum>(along);
-  sum = block_reduce<Sum>(sum);
-  if (threadIdx.x == 0) {
-    grad_weight[c] = along;
-    grad_bias[c] = sum;
-  }
+    own.along += d * (to_float(x[at]) - mean[statistics]) * rstd[statistics];
+    own.sum += d;
+  });
 }
 
-// --- local response norm: one thread per element, logical order -------------------------------------------------------
+// --- local response norm: one thread per element ----------------------------------------------------------------------
 
 // scale = k + alpha / size * sum of squares over channels [c - size / 2, c + (size - 1) / 2]; y = x * scale^-beta.
 template <typename T>
 __global__ void __launch_bounds__(256) local_response_norm(const T* __restrict__ x, T* __restrict__ y, float* __restrict__ scale,
                                                            Norm g, int size, float alpha, float beta, float k) {
   const unsigned count = g.N * g.C * g.spatial;
-  for (unsigned j = first_index(); j < count; j += index_step()) {
-    const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
+  for (unsigned at = first_index(); at < count; at += index_step()) {
+    const int c = channel_at(g, at);
     float squares = 0.0f;
     for (int o = c - size / 2; o <= c + (size - 1) / 2; ++o) {
       if (o < 0 || o >= g.C) continue;
-      const float value = to_float(x[norm_offset(g, n, o, i)]);
+      const float value = to_float(x[(int)at + (o - c) * g.stride_c]);
       squares += value * value;
     }
-    const int at = norm_offset(g, n, c, i);
     const float s = k + alpha / size * squares;
     scale[at] = s;
     y[at] = from_float<T>(to_float(x[at]) * powf(s, -beta));
@@ -248,15 +243,14 @@ __global__ void __launch_bounds__(256)
     local_response_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ scale,
                              T* __restrict__ grad_input, Norm g, int size, float alpha, float beta) {
   const unsigned count = g.N * g.C * g.spatial;
-  for (unsigned j = first_index(); j < count; j += index_step()) {
-    const int i = j % g.spatial, c = j / g.spatial % g.C, n = j / (g.spatial * g.C);
+  for (unsigned at = first_index(); at < count; at += index_step()) {
+    const int c = channel_at(g, at);
     float shares = 0.0f;
     for (int o = c - (size - 1) / 2; o <= c + size / 2; ++o) {
       if (o < 0 || o >= g.C) continue;
-      const int at = norm_offset(g, n, o, i);
-      shares += to_float(grad_output[at]) * to_float(x[at]) * powf(scale[at], -beta - 1.0f);
+      const int other = (int)at + (o - c) * g.stride_c;
+      shares += to_float(grad_output[other]) * to_float(x[other]) * powf(scale[other], -beta - 1.0f);
     }
-    const int at = norm_offset(g, n, c, i);
     const float own = to_float(grad_output[at]) * powf(scale[at], -beta);
     grad_input[at] = from_float<T>(own - 2.0f * alpha * beta / size * to_float(x[at]) * shares);
   }

@@ -393,6 +393,26 @@ def test_group_norm(kernels: Any, dtype: Any, layout: Any, groups: int, affine: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_channels_are_added_in_parts(kernels: Any, dtype: Any, layout: Any) -> None:
+    """More positions than a block adds, and more channels than lie side by side in one."""
+    shape = (3, 35, 16, 24)
+    x, dy = values(28, shape, dtype, layout), values(29, shape, dtype, layout)
+    w = values(30, (35,), np.float32)
+    y, mean, rstd = reference.batch_norm_train(x, w, w, None, None)
+    for a, e in zip(kernels.batch_norm_train(x, w, w, None, None), (y, mean, rstd), strict=True):
+        check(a, e, 1152, 2)
+    expected = reference.batch_norm_grad(dy, x, w, mean, rstd)
+    for a, e in zip(kernels.batch_norm_grad(dy, x, w, mean, rstd), expected, strict=True):
+        check(a, e, 1152, 2)
+    y, mean, rstd = reference.group_norm(x, w, w, num_groups=5)
+    expected = reference.group_norm_grad(dy, x, w, mean, rstd, num_groups=5)
+    for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, num_groups=5), expected, strict=True):
+        check(a, e, 2688, 2)
+    check(kernels.grad_bias(dy), reference.grad_bias(dy), 1152)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_local_response_norm(kernels: Any, dtype: Any, layout: Any, size: int) -> None:
     shape = (2, 7, 3, 4)

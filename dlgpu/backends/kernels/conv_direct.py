@@ -9,7 +9,7 @@ import numpy as np
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
-from dlgpu.backends.kernels.conv_implicit import sum_plan
+from dlgpu.backends.kernels.gemm import sum_plan
 from dlgpu.backends.kernels.geometry import conv
 from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Plan, check_count, elementwise
 from dlgpu.backends.kernels.sources import storage

@@ -10,10 +10,10 @@ from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue
 from dlgpu.backends.kernels import conv_hopper, tiles
 from dlgpu.backends.kernels.conv_algorithm import ConvAlgorithm
-from dlgpu.backends.kernels.gemm import tensor_terms
+from dlgpu.backends.kernels.gemm import sum_plan, tensor_terms
 from dlgpu.backends.kernels.geometry import conv
-from dlgpu.backends.kernels.plan import Plan, check_count, elementwise
-from dlgpu.backends.kernels.sources import pack, storage
+from dlgpu.backends.kernels.plan import Plan, check_count
+from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.kernels.tiles import ANY, Target
 from dlgpu.backends.shapes import Conv2d
 
@@ -51,12 +51,6 @@ def grad_weight_plan(g: Conv2d, dtype: str, terms: int, *, aligned: bool, target
     vector = aligned and tiles.fits(dtype, (g.K // g.G, g.C // g.G))
     tile = _tile("conv2d_grad_weight", g, dtype, terms, g.G, rows, weights, depth, vector, target, split=True)
     return _plan("conv2d_grad_weight", dtype, tile, conv(g), tile.splits), tile.splits
-
-
-def sum_plan(count: int, dtype: str, splits: int) -> Plan:
-    """Add `splits` slabs of `count` sums in order. Arrays: slabs, None, None, out."""
-    sizes = pack("Gemm", 1, count, 0, 0, 0, count)
-    return elementwise("conv2d_grad_weight", f"dl::add_slabs<{dtype}>", count, sizes, 1.0, 0.0, 0, 1, splits, count)
 
 
 def _plan(op: str, dtype: str, tile: tiles.Tile, *args: object) -> Plan:

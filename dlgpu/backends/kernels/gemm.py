@@ -86,6 +86,12 @@ def plan(
     return ProductPlan(product, total, tile.splits * count)
 
 
+def sum_plan(count: int, dtype: str, splits: int) -> Plan:
+    """Add `splits` slabs of `count` sums in order. Arrays: slabs, None, None, out."""
+    sizes = pack("Gemm", 1, count, 0, 0, 0, count)
+    return elementwise("add_slabs", f"dl::add_slabs<{dtype}>", count, sizes, 1.0, 0.0, 0, 1, splits, count)
+
+
 def tensor_terms(dtype: str, transpose_a: bool, transpose_b: bool, capability: int) -> int:
     """How many tensor-core products make one of this type: 0 if tensor cores are not to be used."""
     if transpose_a and transpose_b:  # rare: no kernel

@@ -6,20 +6,39 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends.contract import Array, Epilogue, check_fused
+from dlgpu.backends.kernels.gemm import sum_plan
 from dlgpu.backends.kernels.geometry import norm
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import THREADS, Plan, elementwise
+from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Plan, elementwise
 from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.kernels.tiles import Target
 from dlgpu.backends.shapes import Norm, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError
 
+SIDE_BY_SIDE = 32  # channels of a block in channels_last, as in kernels/channel_sums.cuh
+BLOCKS_PER_SM = 4
+LEAST_POSITIONS = 512  # in a part
+
 
 def block_plan(op: str, kernel: str, x: Array, groups: int, blocks: int, *args: float) -> Plan:
-    """A block per channel, or per sample and group."""
+    """A block per sample and group."""
     name = f"dl::{kernel}<{storage(op, x.dtype)}>"
     per_block = x.size // max(blocks, 1)
     return Plan(name, (blocks, 1, 1), (THREADS, 1, 1), (norm(x, groups), *args), why=f"{per_block} elements per block")
+
+
+def channel_plan(op: str, kernel: str, x: Array, groups: int, target: Target) -> tuple[Plan, int]:
+    """-> (plan, parts of the positions) of a sum over each channel. The grid fills the device a few times over."""
+    geometry = norm(x, groups)
+    C, positions = x.shape[1], x.size // max(1, x.shape[1])
+    blocks = -(-C // SIDE_BY_SIDE) if int(geometry["stride_c"]) == 1 else C
+    wanted = -(-target.sms * BLOCKS_PER_SM // max(1, blocks))
+    parts = max(1, min(wanted, -(-positions // LEAST_POSITIONS), MOST_YZ))
+    why = f"{C} channels of {positions} positions in {parts} parts"
+    return Plan(
+        f"dl::{kernel}<{storage(op, x.dtype)}>", (blocks, parts, 1), (THREADS, 1, 1), (geometry,), why=why
+    ), parts
 
 
 def element_plan(op: str, kernel: str, x: Array, groups: int, *args: float) -> Plan:
@@ -52,8 +71,11 @@ class NormOps(Launching):
             return x.copy(), self.xp.zeros(g.C, np.float32), self.xp.ones(g.C, np.float32)
         x = self.dense(x, memory_format.of(x))
         mean, rstd = (self.xp.empty(g.C, np.float32) for _ in range(2))
-        chosen = block_plan(op, "batch_norm_statistics", x, g.C, g.C, float(momentum), float(eps))
-        self.run(chosen, x, mean, rstd, running_mean, running_var)
+        moments, parts = channel_plan(op, "batch_norm_moments", x, g.C, self.target)
+        slabs = self.xp.empty(parts * g.C * 3, np.float32)
+        self.run(moments, x, slabs)
+        chosen = elementwise(op, "dl::batch_norm_statistics", g.C, g.C, parts, float(momentum), float(eps))
+        self.run(chosen, slabs, mean, rstd, running_mean, running_var)
         return self._batch_norm(op, x, weight, bias, mean, rstd, residual, activation), mean, rstd
 
     def batch_norm_infer(
@@ -115,7 +137,7 @@ class NormOps(Launching):
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
         y = self._saved_output(op, y, x, layout)
         if x.size:
-            self.run(block_plan(op, "batch_norm_sums", x, g.C, g.C), dy, x, mean, rstd, y, grad_weight, grad_bias)
+            self._channel_sums(op, "batch_norm_sums", g, (dy, x, mean, rstd, y), grad_weight, grad_bias)
             plan = element_plan(op, "batch_norm_grad", x, g.C, int(training))
             self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, y, dx)
         vector = x.dtype if weight is None else weight.dtype
@@ -164,7 +186,7 @@ class NormOps(Launching):
         grad_weight, grad_bias = (self.xp.empty(g.C, np.float32) for _ in range(2))
         y = self._saved_output(op, y, x, layout)
         self.run(block_plan(op, "group_norm_grad", x, g.G, g.N * g.G), dy, x, self._vector(weight), mean, rstd, y, dx)
-        self.run(block_plan(op, "group_norm_sums", x, g.G, g.C), dy, x, mean, rstd, y, grad_weight, grad_bias)
+        self._channel_sums(op, "group_norm_sums", g, (dy, x, mean, rstd, y), grad_weight, grad_bias)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
 
@@ -200,9 +222,23 @@ class NormOps(Launching):
         if axis % grad_output.ndim != 1:  # a dense layer's rows: (..., K) -> (rows, K)
             grad_output = self.xp.moveaxis(grad_output, axis, -1).reshape(-1, grad_output.shape[axis])
         dy = self.dense(grad_output, memory_format.of(grad_output))
-        out = self.xp.empty(dy.shape[1], dy.dtype)
-        self.run(block_plan(op, "grad_bias", dy, dy.shape[1], dy.shape[1]), dy, out)
+        C = dy.shape[1]
+        plan, parts = channel_plan(op, op, dy, C, self.target)
+        slabs, out = self.xp.empty(parts * C, np.float32), self.xp.empty(C, dy.dtype)
+        self.run(plan, dy, slabs)
+        self.run(sum_plan(C, storage(op, dy.dtype), parts), slabs, None, None, out)
         return out
+
+    def _channel_sums(
+        self, op: str, kernel: str, g: Norm, arrays: tuple[Array | None, ...], grad_weight: Array, grad_bias: Array
+    ) -> None:
+        """Gradients of weight and bias. `arrays` are the kernel's, the second of them the input."""
+        x = arrays[1]
+        assert x is not None
+        plan, parts = channel_plan(op, kernel, x, g.G or g.C, self.target)
+        slabs = self.xp.empty(parts * g.C * 2, np.float32)
+        self.run(plan, *arrays, slabs)
+        self.run(elementwise(op, "dl::norm_join_sums", g.C, g.C, parts), slabs, grad_weight, grad_bias)
 
     def _saved_output(self, op: str, y: Array | None, x: Array, layout: memory_format.MemoryFormat) -> Array | None:
         if y is None:
