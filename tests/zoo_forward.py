@@ -1,7 +1,7 @@
-"""The larger networks once more, written from their papers' tables: plain NumPy in float64, on the names of a state dict.
+"""The larger networks once more, from their papers' tables: plain NumPy in float64, on the names of a state dict.
 
-Nothing here is dlgpu's. Channels, groups and the depths of ResNets are those of the weights; strides, poolings, the order
-of branches and what is added to what are said again.
+Nothing here is dlgpu's. Channels, groups and the depths of ResNets are those of the weights; strides, poolings, the
+order of branches and what is added to what are said again.
 """
 
 from __future__ import annotations
