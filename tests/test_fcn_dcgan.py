@@ -325,8 +325,8 @@ def test_bad_sizes(make: Callable[[], Any], message: str) -> None:
 
 def test_shapes_are_always_the_same() -> None:
     train, test = data.load("shapes", train=True), data.load("shapes", train=False)
-    assert (train.images.shape, train.labels.shape) == ((2000, 3, 64, 64), (2000, 64, 64))
-    assert (test.images.shape, test.per_pixel) == ((400, 3, 64, 64), True)
+    assert (train.images.shape, train.labels.shape) == ((1000, 3, 64, 64), (1000, 64, 64))
+    assert (test.images.shape, test.per_pixel) == ((200, 3, 64, 64), True)
     assert train.classes == ("background", "disc", "square", "triangle")
     again = data.shapes(train=False)
     np.testing.assert_array_equal(again.images, test.images)

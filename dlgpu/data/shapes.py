@@ -37,9 +37,9 @@ def scenes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray
 
 
 def shapes(train: bool = True, root: str | os.PathLike[str] | None = None) -> Dataset:
-    """2,000 training or 400 test `scenes`, always the same; uint8 (N, 3, 64, 64) with a label per pixel.
+    """1,000 training or 200 test `scenes`, always the same; uint8 (N, 3, 64, 64) with a label per pixel.
 
     They are drawn, not read: `root` is there to be called like the other data sets, and not looked at.
     """
-    images, masks = scenes(2000 if train else 400, np.random.default_rng(0 if train else 1))
+    images, masks = scenes(1000 if train else 200, np.random.default_rng(0 if train else 1))
     return Dataset((255 * images).round().astype(np.uint8), masks, SHAPES_CLASSES, "shapes")
