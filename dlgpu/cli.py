@@ -56,7 +56,9 @@ MODEL_OPTION = click.option(
 @cli.command()
 @click.argument("model", required=False)
 @click.option(
-    "--data", "dataset", help="mnist, fashion-mnist, cifar10, or a folder with train/ and test/ [default: the model's]"
+    "--data",
+    "dataset",
+    help="mnist, fashion-mnist, cifar10, shapes, or a folder with train/ and test/ [default: the model's]",
 )
 @click.option("--data-root", type=click.Path(), help="where the files of a named data set are")
 @click.option("--image-size", type=click.IntRange(1), help="scale images to this size [default: as they are]")
@@ -105,6 +107,7 @@ def train(
     dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
     dlgpu train mobilenet_v1 --data fashion-mnist --image-size 32 --model-option width_mult=0.25
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
+    dlgpu train fcn8s --model-option trunk=small
     """
     if resume is not None:
         given = {name for name, value in settings.items() if name != "epochs" and _was_given(name)}
@@ -260,7 +263,7 @@ WHICH = click.option(
 @click.option("--data", "dataset", help="another data set with the same classes [default: the run's]")
 @click.option("--data-root", type=click.Path(), help="where its files are")
 def evaluate(runs: tuple[Path, ...], which: str, ensemble: bool, dataset: str | None, data_root: str | None) -> None:
-    """Accuracy of trained RUN folders on the test images, per class too.
+    """Accuracy of trained RUN folders on the test images, per class too; of segmentation, that of pixels and mean IoU.
 
     \b
     dlgpu eval runs/lenet5-1
@@ -281,17 +284,21 @@ def evaluate(runs: tuple[Path, ...], which: str, ensemble: bool, dataset: str | 
         runs = (Path(f"ensemble of {len(runs)}"),)
     for run, (model, config) in zip(runs, loaded, strict=True):
         test = data.load(dataset or config.dataset, train=False, root=data_root or config.data_root)
+        config.check_labels(test)
         if len(test.classes) != len(config.classes):
             raise CheckpointError(
                 f"[eval] the run knows {len(config.classes)} classes; got {len(test.classes)} in {test.name}"
             )
         if len(loaded) > 1:
             console.print(f"\n{run}", style="bold")
-        _print_accuracy(insight.judge(model, config.evaluation_batches(test), len(test.classes)), test.classes)
+        judgement = insight.judge(model, config.evaluation_batches(test), len(test.classes))
+        _print_accuracy(judgement, test.classes, "pixels" if test.per_pixel else "images")
+        if test.per_pixel:
+            console.print(f"mean IoU {judgement.mean_iou:.2%}")
 
 
-def _print_accuracy(judgement: insight.Judgement, classes: Sequence[str]) -> None:
-    table = Table("class", "images", "correct", "accuracy", box=None)
+def _print_accuracy(judgement: insight.Judgement, classes: Sequence[str], counted: str) -> None:
+    table = Table("class", counted, "correct", "accuracy", box=None)
     hits, counts = np.diag(judgement.matrix), judgement.matrix.sum(1)
     for name, hit, count in zip(classes, hits, counts, strict=True):
         table.add_row(name, f"{count:,}", f"{hit:,}", f"{hit / count:.2%}" if count else "-")
@@ -314,6 +321,7 @@ def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
     from dlgpu import functional as F
 
     model, config = load_model(run, which)
+    _check_one_class("predict", config)
     for name in images:
         pixels = data.load_image(name, config.image_size, config.in_channels)
         inverted = config.in_channels == 1 and _bright_border(pixels) and config.mean[0] < 0.5
@@ -326,6 +334,11 @@ def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
         console.print(f"{name}{'  (inverted: dark on bright)' if inverted else ''}", style="bold")
         for index in np.argsort(-shares, kind="stable")[: max(top, 1)]:
             console.print(f"  {shares[index]:>7.2%}  {config.classes[index]}")
+
+
+def _check_one_class(where: str, config: Config) -> None:
+    if config.per_pixel:
+        raise ShapeError(f"[{where}] the network must give one class per image; got {config.model}, one per pixel")
 
 
 def _bright_border(pixels: np.ndarray) -> bool:
@@ -374,6 +387,7 @@ def picture(kind: str, run: Path, which: str, first: int, count: int, output: Pa
         elif kind == "activations":
             viz.activations(images[0], insight.activations(model, prepared[0]), path, title)
         else:
+            _check_one_class("viz saliency", config)
             names = [config.classes[label] for label in rows.labels]
             viz.saliency(images, insight.saliency(model, prepared, rows.labels), path, names, title=title)
     console.print(str(path))

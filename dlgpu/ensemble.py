@@ -28,7 +28,7 @@ class Ensemble(nn.Module):
         if len(classes) > 1:
             raise ShapeError(f"[Ensemble] members must know the same number of classes; got {sorted(classes)}")
         # log of the mean of exp(log_softmax), with the largest taken out: tiny probabilities stay apart
-        logs = [F.log_softmax(output) for output in outputs]
+        logs = [F.log_softmax(output, dim=1) for output in outputs]
         largest = logs[0]
         for log in logs[1:]:
             largest = largest + F.relu(log - largest)

@@ -31,7 +31,12 @@ class Judgement:
     """One pass over a labelled data set."""
 
     matrix: np.ndarray  # (K, K) counts: true class by predicted class
-    mistakes: list[Mistake]  # the surest first
+    mistakes: list[Mistake]  # the surest first; none are listed of labels per pixel
+
+    @property
+    def mean_iou(self) -> float:
+        """Of pixels: `dlgpu.metrics.mean_iou`."""
+        return metrics.mean_iou(self.matrix)
 
     @property
     def accuracy(self) -> float:
@@ -40,14 +45,19 @@ class Judgement:
 
 
 def judge(model: nn.Module, batches: DataLoader, classes: int) -> Judgement:
-    """Every prediction of one pass, counted, and the wrong ones in order of the probability given to them."""
+    """Every prediction of one pass, counted, and the wrong ones in order of the probability given to them.
+
+    Where labels are per pixel, pixels are counted, and the wrong ones not listed.
+    """
     matrix, mistakes, first = np.zeros((classes, classes), np.int64), [], 0
     for _, labels, logits in predictions(model, batches):
         if logits.shape[1] != classes:
             raise ShapeError(f"[judge] the model must know {classes} classes; got {logits.shape[1]}")
-        shares = F.softmax(logits).numpy()
+        shares = F.softmax(logits, dim=1).numpy()
         chosen = shares.argmax(1)
         matrix += metrics.confusion(labels, chosen, classes)
+        if labels.ndim > 1:
+            continue
         for row in np.flatnonzero(chosen != labels):
             predicted = int(chosen[row])
             mistakes.append(Mistake(first + int(row), int(labels[row]), predicted, float(shares[row, predicted])))

@@ -46,7 +46,11 @@ def write(folder: Path, which: str = "best", test: Dataset | None = None) -> Pat
     rows = layer_rows(model, (1, config.in_channels, config.image_size, config.image_size))
     figures = {
         "test accuracy": f"{judgement.accuracy:.2%}",
-        "mistakes": f"{len(judgement.mistakes):,} of {len(test):,}",
+        **(
+            {"mean IoU": f"{judgement.mean_iou:.2%}"}
+            if test.per_pixel
+            else {"mistakes": f"{len(judgement.mistakes):,} of {len(test):,}"}
+        ),
         "parameters": f"{sum(p.size for p in model.parameters()):,}",
         "epochs": f"{len(history)} ({rest['epoch']} is shown)",
         "training time": _duration(sum(row["seconds"] for row in history)),
@@ -61,9 +65,9 @@ def write(folder: Path, which: str = "best", test: Dataset | None = None) -> Pat
         _picture("loss and accuracy per epoch", lambda path: viz.curves(history, path)),
         "<h2>Confusion matrix</h2>",
         _picture("true by predicted classes", lambda path: viz.confusion(judgement.matrix, config.classes, path)),
-        "<h2>Worst mistakes</h2>",
-        _mistakes(judgement.mistakes, test, config.classes),
     ]
+    if not test.per_pixel:
+        parts += ["<h2>Worst mistakes</h2>", _mistakes(judgement.mistakes, test, config.classes)]
     before, after = first_filters(config.build_model(), config), first_filters(model, config)
     if before is not None and after is not None:
         parts += ["<h2>First layer</h2>", _picture("filters", lambda path: viz.filters(before, after, path))]

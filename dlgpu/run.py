@@ -109,6 +109,7 @@ class Config:
         channels, height, width = train.images.shape[1:]
         if height != width:
             raise DataError(f"[run] images must be square; got {height} x {width} in {train.name}")
+        self.check_labels(train)
         if not 0 <= self.validation < len(train):
             raise ShapeError(f"[run] validation must leave images to train on; got {self.validation} of {len(train)}")
         mean, std = train.mean_std()
@@ -120,6 +121,24 @@ class Config:
             std=tuple(float(max(s, 1e-3)) for s in std),  # a constant channel must not be divided by zero
         )
         return dataclasses.replace(self, **facts), train, test
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether the network tells the class of each pixel."""
+        return models.MODELS[self.model].per_pixel
+
+    def check_labels(self, images: Dataset) -> None:
+        """Raises `DataError` unless `images` have a label per pixel or per image, as the network learns them.
+
+        Labels of pixels stay where they are: raises `ShapeError` if images are to be moved or scaled.
+        """
+        wanted = self.per_pixel
+        if images.per_pixel != wanted:
+            kind, other = ("pixel", "image") if wanted else ("image", "pixel")
+            raise DataError(f"[run] {self.model} learns a label per {kind}; got labels per {other} in {images.name}")
+        if wanted and (self.augment or self.image_size not in (0, images.images.shape[2])):
+            given = ", ".join(self.augment) or f"image size {self.image_size}"
+            raise ShapeError(f"[run] with labels per pixel, images must stay as they are; got {given}")
 
     def build_model(self) -> Module:
         """The network with fresh weights from the run's seed."""

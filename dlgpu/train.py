@@ -77,8 +77,8 @@ class Trainer:
     """Trains a classifier on a `DataLoader`, and evaluates it on another after each epoch.
 
     Args:
-        model: maps (N, C, H, W) to (N, classes) logits; in training to (logits, auxiliary logits, ...) if it has
-            auxiliary classifiers, see `auxiliary_loss`.
+        model: maps (N, C, H, W) to (N, classes) logits, or to (N, classes, H, W) where labels are per pixel; in
+            training to (logits, auxiliary logits, ...) if it has auxiliary classifiers, see `auxiliary_loss`.
         optimizer: made from the model's parameters.
         train: batches to learn from, shuffled by the loader.
         evaluate: batches to evaluate on after each epoch, or None.
@@ -341,7 +341,7 @@ def _logits(outputs: Tensor | tuple[Tensor, ...]) -> Tensor:
 
 
 def evaluate(model: Module, batches: DataLoader, loss: Loss = F.cross_entropy) -> tuple[float, float]:
-    """(mean loss, share of correct classes) over one pass, in evaluation mode; the model's mode is restored."""
+    """(mean loss, share of correct images or pixels) over one pass in evaluation mode; restores the mode."""
     total = np.zeros(3)
     for images, labels, logits in predictions(model, batches):
         total += (float(loss(logits, labels)) * len(images), _correct(logits, labels), len(images))
@@ -402,5 +402,6 @@ def _device(model: Module) -> str:
     return first.device
 
 
-def _correct(logits: Tensor, labels: np.ndarray) -> int:
-    return int((logits.argmax(1).numpy() == labels).sum())
+def _correct(logits: Tensor, labels: np.ndarray) -> float:
+    """How many images are right; of labels per pixel, the share of right pixels times the images."""
+    return float((logits.argmax(1).numpy() == labels).sum() / (labels.size // len(labels)))

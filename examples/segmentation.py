@@ -13,32 +13,10 @@ import numpy as np
 import dlgpu
 import dlgpu.functional as F
 from dlgpu import metrics, models, optim, transfer, viz
+from dlgpu.data.shapes import SHAPES_CLASSES, SHAPES_SIZE, scenes
 
-CLASSES = ("background", "disc", "square", "triangle")
 COLOURS = np.array([(0.93, 0.93, 0.93), (0.84, 0.37, 0.0), (0.0, 0.45, 0.7), (0.0, 0.62, 0.45)], np.float32)
-SIZE = 64
 NETS = {"FCN-32s": models.fcn32s, "FCN-16s": models.fcn16s, "FCN-8s": models.fcn8s}
-
-
-def scenes(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (N, 3, 64, 64) in 0..1 and their classes (N, 64, 64); later shapes lie on earlier ones."""
-    y, x = np.mgrid[:SIZE, :SIZE].astype(np.float32)
-    waves, phases = rng.uniform(-0.4, 0.4, (2, count, 3, 1, 1)), rng.uniform(0, 6, (count, 3, 1, 1))
-    images = 0.5 + 0.1 * np.sin(waves[0] * y + waves[1] * x + phases)
-    masks = np.zeros((count, SIZE, SIZE), np.int64)
-    for image, mask in zip(images, masks, strict=True):
-        for kind in rng.integers(1, len(CLASSES), 3):
-            radius, (row, column) = rng.uniform(10, 18), rng.uniform(10, SIZE - 10, 2)
-            down, right = y - row, x - column
-            inside = {
-                1: down**2 + right**2 < radius**2,
-                2: np.maximum(abs(down), abs(right)) < 0.85 * radius,
-                3: (down < 0.7 * radius) & (1.8 * abs(right) < down + radius),
-            }[int(kind)]
-            mask[inside] = kind
-            image[:, inside] = rng.random((3, 1))
-    noisy = images + rng.normal(0, 0.05, images.shape)
-    return np.clip(noisy, 0, 1).astype(np.float32), masks
 
 
 def learn(net: models.fcn.FCN, steps: int, batch: int, seed: int) -> None:
@@ -65,14 +43,14 @@ def main() -> None:
     weights = None
     for number, (name, make) in enumerate(NETS.items()):
         dlgpu.manual_seed(0)
-        net = make(len(CLASSES), 3, SIZE, "small", dropout=0.1)
+        net = make(len(SHAPES_CLASSES), 3, SHAPES_SIZE, "small", dropout=0.1)
         if weights is not None:
             transfer.load_matching(net, weights)
         learn(net, options.steps, options.batch, seed=number)
         weights = net.state_dict()
         with dlgpu.no_grad():
             predicted = net.eval()(dlgpu.tensor(images - 0.5)).argmax(1).numpy()
-        matrix = metrics.confusion(masks, predicted, len(CLASSES))
+        matrix = metrics.confusion(masks, predicted, len(SHAPES_CLASSES))
         print(f"{name:<8} pixel accuracy {metrics.accuracy(matrix):.2%}, mean IoU {metrics.mean_iou(matrix):.2%}")
         columns.append(COLOURS[predicted[:6]].transpose(0, 3, 1, 2))
         captions.append(f"{name}, mean IoU {metrics.mean_iou(matrix):.0%}")
@@ -80,7 +58,7 @@ def main() -> None:
     captions = ["picture", *captions, "truth"]
     rows = len(shown)
     texts = [""] * (len(columns) * (rows - 1)) + captions
-    grid = np.stack(columns, axis=1).reshape(-1, 3, SIZE, SIZE)
+    grid = np.stack(columns, axis=1).reshape(-1, 3, SHAPES_SIZE, SHAPES_SIZE)
     viz.image_grid(grid, options.out, texts, columns=len(columns), title="What does each pixel belong to?")
     print(f"wrote {options.out}")
 

@@ -11,11 +11,13 @@ import pytest
 
 import dlgpu
 import dlgpu.functional as F
-from dlgpu import Tensor, backends, metrics, models, nn, optim, transfer
+from dlgpu import Tensor, backends, data, insight, metrics, models, nn, optim, transfer
+from dlgpu.ensemble import Ensemble
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, DtypeError, ShapeError
 from dlgpu.models import fcn
 from dlgpu.nn.summary import layer_rows
 from dlgpu.testing import assert_close, gradcheck
+from dlgpu.train import evaluate, predictions
 
 TINY = fcn.Trunk((1, 1, 1, 1, 1), (2, 3, 2, 3, 4), 5, 3, batch_norm=False)
 FCNS = (models.fcn32s, models.fcn16s, models.fcn8s)
@@ -316,3 +318,44 @@ def test_bad_sizes(make: Callable[[], Any], message: str) -> None:
         make()
     assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
+
+
+# --- shapes, and FCN in a run -------------------------------------------------------------------------------------
+
+
+def test_shapes_are_always_the_same() -> None:
+    train, test = data.load("shapes", train=True), data.load("shapes", train=False)
+    assert (train.images.shape, train.labels.shape) == ((1000, 3, 64, 64), (1000, 64, 64))
+    assert (test.images.shape, test.per_pixel) == ((200, 3, 64, 64), True)
+    assert train.classes == ("background", "disc", "square", "triangle")
+    again = data.shapes(train=False)
+    np.testing.assert_array_equal(again.images, test.images)
+    np.testing.assert_array_equal(again.labels, test.labels)
+    assert set(np.unique(test.labels)) == {0, 1, 2, 3}
+    assert not any((test.images[i] == train.images).all((1, 2, 3)).any() for i in range(5))
+
+
+def test_labels_per_pixel_are_checked() -> None:
+    images = np.zeros((2, 3, 4, 5), np.uint8)
+    assert not data.Dataset(images, np.zeros(2, np.int64), ("a",), "x").per_pixel
+    assert data.Dataset(images, np.zeros((2, 4, 5), np.int64), ("a",), "x").subset([1]).per_pixel
+    with pytest.raises(DlgpuError, match=r"labels \(N,\) or \(N, H, W\); got \(2, 3, 4, 5\) and \(2, 5, 4\)"):
+        data.Dataset(images, np.zeros((2, 5, 4), np.int64), ("a",), "x")
+
+
+def test_pixels_count_alike_everywhere() -> None:
+    """Accuracy is one number, by whatever way; no mistakes are listed; an ensemble of one network twice is it."""
+    dlgpu.manual_seed(0)
+    net, images = scored(models.fcn8s(4, 3, 64, "small")), data.shapes(train=False).subset(slice(6))
+    batches = data.DataLoader(images, 4, prefetch=0)
+    loss, accuracy = evaluate(net, batches)
+    judgement = insight.judge(net, batches, 4)
+    predicted = np.concatenate([logits.argmax(1).numpy() for _, _, logits in predictions(net, batches)])
+    assert accuracy == pytest.approx((predicted == images.labels).mean())
+    assert judgement.accuracy == pytest.approx(accuracy)
+    assert judgement.matrix.sum() == images.labels.size
+    assert judgement.mean_iou == metrics.mean_iou(metrics.confusion(images.labels, predicted, 4))
+    assert judgement.mistakes == []
+    assert loss > 0
+    both = Ensemble([net, net])
+    np.testing.assert_allclose(evaluate(both, batches), (loss, accuracy), rtol=1e-5)

@@ -154,7 +154,7 @@ def test_validation_holds_images_out(tmp_path: Path) -> None:
 def test_augmentation_is_for_training_only(tmp_path: Path) -> None:
     run = Run.create(tmp_path, dataclasses.replace(QUICK, augment=("shift", "rotate")))
     assert len(run.trainer.train_batches.transform.transforms) == 4  # with Resize and Normalize
-    assert len(run.trainer.evaluate_batches.transform.transforms) == 1
+    assert len(run.trainer.evaluate_batches.transform.transforms) == 2  # those two
 
 
 # --- interrupted and resumed ------------------------------------------------------------------------------------------

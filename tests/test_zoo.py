@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -181,6 +182,12 @@ def test_small_grey_images_reach_every_parameter(name: str, options: dict[str, A
         ("mobilenet_v2", {}),
         ("squeezenet", {"version": "1.1"}),
         ("googlenet", {"variant": "torchvision"}),
+        ("resnet50", {"width": 8}),
+        ("mobilenet_v1", {"width_mult": 0.25}),
+        ("mobilenet_v1", {"width_mult": 0.3}),  # 9.6 channels, rounded to 8, ... 307.2, rounded to 304
+        ("mobilenet_v2", {"width_mult": 0.35}),
+        ("mobilenet_v2", {"width_mult": 1.4}),
+        ("fcn16s", {"trunk": "small"}),
     ],
 )
 def test_load_finds_the_network(name: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -201,8 +208,30 @@ def test_load_names_what_does_not_fit(tmp_path: Path) -> None:
         dlgpu.load(tmp_path / "resnet18.safetensors")
     save_file(models.resnet18(num_classes=5, image_size=32).state_dict(), tmp_path / "resnet18.safetensors")
     ten = models.resnet18(num_classes=10, image_size=32)
-    with pytest.raises(CheckpointError, match=r"must have shape \(10, 512\); got \(5, 512\)"):
+    with pytest.raises(CheckpointError, match=r"must have shape \(10, 512\); got \(5, 512\)$"):
         dlgpu.load(tmp_path / "resnet18.safetensors", ten)
+
+
+def test_load_says_how_when_it_cannot_guess(tmp_path: Path) -> None:
+    net = models.vgg11(num_classes=5, image_size=64)  # neither 224 nor 32
+    save_file(net.state_dict(), tmp_path / "vgg11.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"got .*; if the network has other options, make it and give it as model=$"
+    ):
+        dlgpu.load(tmp_path / "vgg11.safetensors")
+    loaded = dlgpu.load(tmp_path / "vgg11.safetensors", models.vgg11(num_classes=5, image_size=64))
+    assert_close(loaded.features[0].weight, net.features[0].weight)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_load_takes_half_precision_and_foreign_metadata(dtype: Any, tmp_path: Path) -> None:
+    net = models.resnet18(num_classes=5, image_size=32, width=8)
+    state = {name: value.astype(dtype) for name, value in net.state_dict().items()}
+    save_file(state, tmp_path / "half.safetensors", metadata={"format": "pt", "author": "someone"})
+    loaded = dlgpu.load(tmp_path / "half.safetensors").state_dict()
+    for name, value in state.items():
+        assert loaded[name].dtype == np.float32
+        np.testing.assert_array_equal(loaded[name], value.astype(np.float32), err_msg=name)
 
 
 @pytest.mark.parametrize(

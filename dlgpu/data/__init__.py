@@ -18,6 +18,7 @@ from dlgpu.data.dataset import Dataset
 from dlgpu.data.folder import class_names, image_folder, load_image
 from dlgpu.data.loader import Batch, DataLoader
 from dlgpu.data.mnist import fashion_mnist, load_idx, mnist
+from dlgpu.data.shapes import scenes, shapes
 from dlgpu.data.transforms import (
     CenterCrop,
     Compose,
@@ -56,12 +57,15 @@ __all__ = [
     "load_image",
     "mixup",
     "mnist",
+    "scenes",
+    "shapes",
 ]
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "mnist": mnist,
     "fashion-mnist": fashion_mnist,
     "cifar10": cifar10,
+    "shapes": shapes,
 }
 
 

@@ -12,10 +12,10 @@ from dlgpu.errors import DataError, DtypeError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dataset:
-    """Images with one label each.
+    """Images with one label each, or with one per pixel.
 
     images: uint8 (N, C, H, W), 0 is dark and 255 is bright.
-    labels: int64 (N,), indices into `classes`.
+    labels: int64 (N,), or (N, H, W) for segmentation; indices into `classes`.
     classes: the name of each class.
     name: the name that reports print.
 
@@ -31,15 +31,21 @@ class Dataset:
         images, labels = self.images, self.labels
         if images.dtype != np.uint8 or labels.dtype != np.int64:
             raise DtypeError(f"[Dataset] images must be uint8 and labels int64; got {images.dtype} and {labels.dtype}")
-        if images.ndim != 4 or labels.shape != images.shape[:1]:
+        if images.ndim != 4 or labels.shape not in (images.shape[:1], (len(images), *images.shape[2:])):
             raise DataError(
-                f"[Dataset] images must be (N, C, H, W) and labels (N,); got {images.shape} and {labels.shape}"
+                f"[Dataset] images must be (N, C, H, W) and labels (N,) or (N, H, W); "
+                f"got {images.shape} and {labels.shape}"
             )
         if len(labels) and not 0 <= labels.min() <= labels.max() < len(self.classes):
             raise DataError(
                 f"[Dataset] labels must be in 0..{len(self.classes) - 1}, one per class; "
                 f"got {labels.min()}..{labels.max()}"
             )
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether each pixel has a label."""
+        return self.labels.ndim == 3
 
     def __len__(self) -> int:
         return len(self.images)

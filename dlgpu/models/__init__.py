@@ -72,6 +72,7 @@ class ModelInfo:
     lr: float = 1e-3
     schedule: str = "constant"
     weight_decay: float = 0.0
+    per_pixel: bool = False  # gives the class of each pixel (segmentation)
 
 
 def _imagenet(make: Callable[..., Module], about: str, lr: float = 0.05) -> ModelInfo:
@@ -128,6 +129,21 @@ MODELS: dict[str, ModelInfo] = {
     "squeezenet": _imagenet(
         squeezenet, "fire modules; options version (1.0, 1.1), bypass (none, simple, complex)", lr=0.02
     ),
+    **{
+        make.__name__: ModelInfo(
+            make,
+            f"the class of each pixel, in steps of {step}; option trunk (vgg16, small)",
+            224,
+            in_channels=3,
+            dataset="shapes",
+            epochs=10,
+            batch_size=16,
+            lr=2e-3,
+            schedule="cosine",
+            per_pixel=True,
+        )
+        for step, make in ((32, fcn32s), (16, fcn16s), (8, fcn8s))
+    },
 }
 
 

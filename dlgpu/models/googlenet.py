@@ -27,6 +27,9 @@ In training the network returns (logits, auxiliary logits after 4d, after 4a): `
 loss of each, as the paper does. In evaluation it returns the logits alone. Names are torchvision's. Weights exported
 from there want images normalised with mean 0.5 and standard deviation 0.5 in each channel.
 
+The auxiliary classifiers pool 5x5 with stride 3, as the paper says; torchvision's pool adaptively to 4 x 4. At
+224 x 224 that is the same size but not the same windows, so the auxiliary logits differ from theirs.
+
 Images below 96 pixels (CIFAR) meet a 3x3 convolution of stride 1 first and no max-pooling after it.
 """
 

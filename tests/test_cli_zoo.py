@@ -1,0 +1,122 @@
+"""The larger networks from the command line: their options and sizes, and segmentation from training to report."""
+
+# ruff: noqa: F811  # `cli` is a fixture
+from __future__ import annotations
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_cli import Cli, cli, failed, succeeded  # noqa: F401
+from test_run import quick_data  # noqa: F401  # an autouse fixture
+
+from dlgpu import data
+from dlgpu.run import load_model, read_config
+
+SMALL_MOBILE = ["--image-size", 8, "--model-option", "width_mult=0.25"]
+few_shapes = cache(lambda train, root: data.shapes(train, root).subset(slice(20)))
+
+
+@pytest.fixture(autouse=True)
+def quick_shapes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(data.DATASETS, "shapes", few_shapes)
+
+
+def test_train_with_options_and_size(cli: Cli, tmp_path: Path) -> None:
+    arguments = ["train", "mobilenet_v1", "--data", "mnist", "--limit", 20, "-e", 1, "-b", 10, "--run", "r"]
+    out = succeeded(cli(*arguments, *SMALL_MOBILE))
+    assert "\nwriting r/\n" in out
+    assert out.startswith("mobilenet_v1: 2")  # 217,... thousand parameters, not four million
+    model, config = load_model(tmp_path / "r")
+    assert (config.image_size, config.model_options) == (8, ("width_mult=0.25",))
+    assert model.classifier[0].weight.shape == (10, 256)
+    assert re.search(r"^test accuracy \d+\.\d\d%", succeeded(cli("eval", "r")), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["train", "mobilenet_v1", "--model-option", "width_mult=9"],
+            "[mobilenet_v1] width_mult must be in (0, 4]; got 9.0",
+        ),
+        (
+            ["train", "mobilenet_v2", "--model-option", "width_mult=half"],
+            "[mobilenet_v2] width_mult must be given as width_mult=<float>; got 'width_mult=half'",
+        ),
+        (
+            ["train", "resnet18", "--model-option", "widht=8"],
+            "[resnet18] takes ['image_size', 'in_channels', 'num_classes', 'width']; got ['widht']",
+        ),
+        (
+            ["train", "squeezenet", "--model-option", "bypass=half"],
+            "[squeezenet] unknown bypass 'half'",
+        ),
+        (["train", "alexnet", "--image-size", "14"], "[alexnet] image_size must be at least 15; got 14"),
+        (["train", "vgg11", "--image-size", "20"], "[vgg11] image_size must be a multiple of 32"),
+        (["models", "googlenet", "--image-size", "19"], "[googlenet] image_size must be at least 20; got 19"),
+        (["models", "resnet50", "--num-classes", "0"], "[resnet50] num_classes must be an int >= 1; got 0"),
+        (["models", "fcn8s", "--image-size", "48"], "[fcn8s] height and width must be multiples of 32"),
+        (["models", "fcn8s", "--model-option", "trunk=smal"], "[fcn8s] unknown trunk 'smal'; Did you mean 'small'?"),
+        (["train", "fcn8s", "--data", "mnist"], "[run] fcn8s learns a label per pixel; got labels per image in mnist"),
+        (["train", "mlp", "--data", "shapes"], "[run] mlp learns a label per image; got labels per pixel in shapes"),
+        (
+            ["train", "fcn8s", "--augment", "flip"],
+            "[run] with labels per pixel, images must stay as they are; got flip",
+        ),
+        (
+            ["train", "fcn8s", "--image-size", "32"],
+            "[run] with labels per pixel, images must stay as they are; got image size 32",
+        ),
+    ],
+)
+def test_bad_values_are_one_line(cli: Cli, tmp_path: Path, arguments: list[str], message: str) -> None:
+    if arguments[0] == "train" and "--data" not in arguments and not arguments[1].startswith("fcn"):
+        arguments = [*arguments, "--data", "mnist"]
+    assert failed(cli(*arguments)).startswith(message)
+    assert list(tmp_path.iterdir()) == []  # no run folder is left behind
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parameters"),
+    [
+        (["alexnet"], "60,965,224"),
+        (["googlenet", "--model-option", "variant=torchvision", "--model-option", "aux=false"], "6,624,904"),
+        (["inception_v2", "--num-classes", "10", "--image-size", "32"], None),
+        (["resnet34", "--model-option", "width=16", "--image-size", "32"], None),
+        (["mobilenet_v1", "--model-option", "width_mult=0.25"], "470,072"),
+        (["mobilenet_v2"], "3,504,872"),
+        (["squeezenet", "--model-option", "bypass=complex"], "1,589,672"),
+        (["fcn32s", "--model-option", "trunk=small", "--image-size", "64"], None),
+        (["fcn8s"], None),
+    ],
+)
+def test_layer_tables(cli: Cli, arguments: list[str], parameters: str | None) -> None:
+    out = succeeded(cli("models", *arguments))
+    assert "Conv2d" in out
+    if parameters is not None:
+        assert parameters in out.splitlines()[-1]
+
+
+def test_segmentation_from_training_to_report(cli: Cli, tmp_path: Path) -> None:
+    train = ["train", "fcn8s", "--model-option", "trunk=small", "--limit", 12, "-e", 1, "-b", 6, "--mixup", 0.2]
+    assert "fcn8s: 194,636 parameters, shapes: 12 images" in succeeded(cli(*train, "--run", "r"))
+    assert read_config(tmp_path / "r").classes == ("background", "disc", "square", "triangle")
+    judged = succeeded(cli("eval", "r", "--which", "last"))
+    assert judged.split()[:4] == ["class", "pixels", "correct", "accuracy"]
+    assert re.search(r"^test accuracy \d+\.\d\d% \([\d,]+ of 81,920\)$", judged, re.MULTILINE)  # 20 * 64 * 64
+    assert re.search(r"^mean IoU \d+\.\d\d%$", judged, re.MULTILINE)
+    for kind in ("confusion", "activations", "filters"):
+        succeeded(cli("viz", kind, "r"))
+        assert (tmp_path / "r" / f"{kind}.png").exists()
+    succeeded(cli("report", "r"))
+    page = (tmp_path / "r/report.html").read_text()
+    assert "<span>mean IoU</span>" in page
+    assert "istakes" not in page
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    once = "the network must give one class per image; got fcn8s, one per pixel"
+    assert failed(cli("predict", "r", "a.png")) == f"[predict] {once}"
+    assert failed(cli("viz", "saliency", "r")) == f"[viz saliency] {once}"
+    assert failed(cli("eval", "r", "--data", "mnist")).startswith("[run] fcn8s learns a label per pixel")
