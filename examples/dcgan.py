@@ -1,4 +1,4 @@
-"""DCGAN on MNIST (Radford et al. 2016): `python examples/dcgan.py` writes dcgan.png (ten minutes).
+"""DCGAN on MNIST (Radford et al. 2016): `python examples/dcgan.py` writes dcgan.png (ten minutes of one CPU core).
 
 The generator turns noise into digits; the discriminator learns to tell them from real ones, the generator to deceive
 it. Neither is ever told what a digit is.

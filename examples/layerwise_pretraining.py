@@ -1,7 +1,8 @@
 """Greedy layer-wise pre-training: `python examples/layerwise_pretraining.py` writes layerwise.png (a minute).
 
-A deep network of tanh layers with small initial weights hardly learns when all of it is trained at once. Trained from
-the bottom up (a shallow network first, then one more layer at a time, and finally everything) it does.
+A deep network of tanh layers with small initial weights learns nothing in its first epochs when all of it is trained
+at once. Trained from the bottom up (a shallow network first, then one more layer at a time, and finally everything) it
+learns from the start.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""Transfer learning: `python examples/transfer.py` writes transfer.png (two minutes).
+"""Transfer learning: `python examples/transfer.py` writes transfer.png (a minute).
 
 A network learns the digits 0-4; then the digits 5-9 are learnt from a few examples of each, three ways: from scratch,
 with the trained convolutions frozen, and with everything fine-tuned, the convolutions at a third of the rate.

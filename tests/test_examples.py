@@ -27,6 +27,7 @@ QUICK: dict[str, tuple[list[str], str | None]] = {
     "segmentation": (["--steps", "2", "--batch", "2", "--judged", "3"], "segmentation.png"),
     "style_transfer": (["run", "a.png", "b.png", "--size", "16", "--steps", "2"], "styled.png"),
     "transfer": (["--source-images", "200", "--few", "1", "2", "--repeats", "1"], "transfer.png"),
+    "vgg_cifar": (["--data", "digits", "--images", "40", "--epochs", "1", "--widths", "4", "8"], "vgg.png"),
 }
 
 
