@@ -3,9 +3,9 @@
     pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      microseconds per op
     python -m benchmarks.test_launch_cost                               the same, by stage, and where the time goes
 
-Ops replay their programs (`dlgpu.backends.kernels.programs`), but for those whose numbers change with every call. The
-launcher here does what CuPy's does with the arguments, and then nothing. Arrays are NumPy's. So CuPy's own share is
-missing: allocating outputs from its pool, views, and cuLaunchKernel.
+Ops replay their programs (`dlgpu.backends.kernels.programs`). The launcher here does what CuPy's does with the
+arguments, and then nothing. Arrays are NumPy's. So CuPy's own share is missing: allocating outputs from its pool,
+views, and cuLaunchKernel.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlgpu.backends.kernels import KernelBackend, sources
-from dlgpu.backends.launchers.cupy import NULL, cast
+from dlgpu.backends.kernels import KernelBackend
+from dlgpu.backends.launchers.cupy import cast, packed
 from dlgpu.bench import check
 from dlgpu.bench.cases import Case, select, tiny
 from dlgpu.bench.contestants import arranged
@@ -59,11 +59,11 @@ class Packing(Nothing):
         self.count += 1
 
     def prepare(self, plan: Any) -> Any:
-        numbers = cast(plan.kernel, plan.args, np.ndarray, len(sources.parameters(plan.kernel)) - len(plan.args))
+        pack = packed(plan, np.ndarray)
 
-        def start(arrays: list[Any]) -> tuple[Any, ...]:
+        def start(values: list[Any]) -> None:
             self.count += 1
-            return (*[NULL if a is None else a for a in arrays], *numbers)
+            pack(values)
 
         return start
 

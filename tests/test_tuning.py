@@ -14,6 +14,8 @@ import pytest
 import dlgpu
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import KernelBackend, autotune, tiles
+from dlgpu.backends.kernels.launching import filled
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.programs import Call, Choice, build, stand_in
 from dlgpu.backends.kernels.tiles import Product, Target, predict
@@ -201,6 +203,61 @@ def test_options_that_cannot_be_keys_and_wrong_ones() -> None:
     for _ in range(2):
         with pytest.raises(ShapeError, match="stride"):
             ops.conv2d(x, w, stride=0)
+
+
+class Noting(Device):
+    """Keeps the arguments of its launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.args: list[tuple[Any, ...]] = []
+
+    def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
+        self.args.append(args)
+
+    def prepare(self, plan: Plan) -> Any:
+        return lambda values: self.args.append(filled(plan.args, values))
+
+
+@pytest.mark.parametrize(
+    ("op", "arrays", "fixed", "changing"),
+    [
+        ("sgd_step", 3, dict(momentum=0.9), dict(lr=[0.1, 0.2, 0.3])),
+        ("adagrad_step", 3, dict(weight_decay=0.1), dict(lr=[0.1, 0.2, 0.3])),
+        ("rmsprop_step", 3, {}, dict(lr=[0.1, 0.2, 0.3])),
+        ("adam_step", 4, {}, dict(step=[1, 2, 3], lr=[0.1, 0.1, 0.2])),
+        ("adam_step", 4, dict(weight_decay=0.1, decoupled=True), dict(step=[1, 2, 3], lr=[0.1, 0.1, 0.2])),
+        ("dropout", 1, dict(p=0.5), dict(seed=[1, 1, 2], offset=[0, 8, 2**40])),
+        ("dropout_grad", 1, dict(p=0.5), dict(seed=[1, 1, 2], offset=[0, 8, 2**40])),
+    ],
+)
+def test_numbers_that_change_are_those_of_the_call(
+    op: str, arrays: int, fixed: dict[str, Any], changing: dict[str, list[float]]
+) -> None:
+    replayed, planned = Noting(), Noting()
+    ops, plain = backend(replayed), KernelOps(planned)
+    own = [np.ones(64, np.float32) for _ in range(arrays)]
+    for numbers in zip(*changing.values(), strict=True):
+        options = fixed | dict(zip(changing, numbers, strict=True))
+        getattr(ops, op)(*own, **options)
+        getattr(plain, op)(*own, **options)
+    assert ops.program.cache_info().misses == 1
+    # Arrays aside: outputs are new ones.
+    replays, plans = (
+        [[repr(arg) for arg in args if not getattr(arg, "shape", ())] for args in device.args]
+        for device in (replayed, planned)
+    )
+    assert replays == plans
+    assert len({tuple(args) for args in plans}) == 3
+
+
+def test_numbers_that_change_are_checked_in_every_call() -> None:
+    device = Noting()
+    ops, arenas = backend(device), [np.ones(64, np.float32) for _ in range(4)]
+    ops.adam_step(*arenas, step=1, lr=0.1)
+    with pytest.raises(ShapeError, match="step counts from 1; got 0"):
+        ops.adam_step(*arenas, step=0, lr=0.1)
+    assert len(device.args) == 1
 
 
 # --- tuning -------------------------------------------------------------------------------------------------------
