@@ -9,6 +9,7 @@ once for a GPU, driver, version of dlgpu and set of kernels. With the same files
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import statistics
@@ -25,6 +26,7 @@ import dlgpu
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import gemm_hopper, sources
 from dlgpu.backends.kernels.launching import HOPPER
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.programs import Call, Choice, Program, build, is_array, stand_in
 from dlgpu.backends.kernels.symbol import Unrecordable
 from dlgpu.errors import BackendUnavailable, ShapeError
@@ -36,6 +38,7 @@ CONVOLUTIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_gra
 ALGORITHMS = ("implicit_gemm", "direct", "im2col", "winograd2", "winograd4")
 EDGES = (128, 64)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+PAIRS = ("stride", "padding", "dilation")  # options that may be one number for both directions
 ROUNDS = 5  # of timing, of which the median counts
 GAIN = 0.98  # of the untuned time: what is hardly faster is not worth other roundings
 
@@ -97,6 +100,10 @@ class Store:
             warnings.warn(f"[autotune] {path} is ignored and made again; got {error}", stacklevel=2)
             return None
 
+    def entries(self) -> list[dict[str, Any]]:
+        """What the files of this identity hold."""
+        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+
     def save(self, call: str, choice: Choice, seconds: float) -> None:
         """Remember; where the disk does not take it, only this process does."""
         content = {"identity": self.identity, "call": call, "choice": asdict(choice), "seconds": seconds}
@@ -110,6 +117,25 @@ class Store:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def known(call: str) -> list[dict[str, Any]]:
+    """What the files on this machine hold of a call: one entry for each device and driver, of this version only."""
+    paths = sorted(cache_folder("tuning").glob(f"*/{_digest(call)}.json"))
+    entries = [json.loads(path.read_text()) for path in paths]
+    version = Store({}).identity
+    return [entry for entry in entries if version.items() <= entry["identity"].items()]
+
+
+def key(call: Call) -> str:
+    """A call with the settings in force, as text. However it spells its options, it is the same call."""
+    options = dict(zip(call.names, call.values[call.positional :], strict=True))
+    given = inspect.signature(getattr(KernelOps, call.op)).bind(None, *call.values[: call.positional], **options)
+    given.apply_defaults()
+    named = list(given.arguments.items())[1:]  # without self
+    pairs = [(name, (v, v) if name in PAIRS and isinstance(v, int) else v) for name, v in named]
+    settings = f"{precision.current()}, workspace {tuning.current().workspace_limit}"
+    return f"{call.op}({', '.join(f'{name}={value}' for name, value in pairs)}), {settings}"
 
 
 def tunable(call: Call) -> bool:
@@ -145,7 +171,7 @@ class Tuned:
     def __init__(self, call: Call, launcher: Any, clock: Clock) -> None:
         self.call, self.launcher, self.clock = call, launcher, clock
         self.store = Store(launcher.identity())
-        self.key = repr((call, precision.current(), tuning.current().workspace_limit))
+        self.key = key(call)
         self.choice: Choice | None = None
 
     def run(self, memory: list[Any]) -> Any:

@@ -46,6 +46,10 @@ class Choice:
     splits: int | None = None
     hopper: int | None = None
 
+    def __str__(self) -> str:
+        named = [f"{name}={value}" for name, value in vars(self).items() if value is not None]
+        return ", ".join(named) or "as predicted"
+
 
 class Call(NamedTuple):
     """One kind of call. `values` holds positional arguments, then options; arrays as (shape, strides, dtype, address).
