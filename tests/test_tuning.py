@@ -364,6 +364,8 @@ def test_a_damaged_file_is_made_again(cache: Path, content: bytes) -> None:
     good = file.read_bytes()
     file.write_bytes(content)
     with pytest.warns(UserWarning, match="is ignored and made again"):
+        assert autotune.Store(Device().identity()).entries() == []
+    with pytest.warns(UserWarning, match="is ignored and made again"):
         tuned(Device())
     assert file.read_bytes() == good
 

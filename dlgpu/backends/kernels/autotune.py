@@ -17,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -88,21 +89,13 @@ class Store:
 
     def load(self, call: str) -> Choice | None:
         """The choice for a call; None, with a warning, if its file is damaged or another's."""
-        path = self.folder / f"{_digest(call)}.json"
-        try:
-            found = json.loads(path.read_text())
-            if (found["identity"], found["call"]) != (self.identity, call):
-                raise ValueError("it belongs to something else")
-            return Choice(**found["choice"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"[autotune] {path} is ignored and made again; got {error}", stacklevel=2)
-            return None
+        found = _entry(self.folder / f"{_digest(call)}.json", {"identity": self.identity, "call": call})
+        return None if found is None else Choice(**found["choice"])
 
     def entries(self) -> list[dict[str, Any]]:
-        """What the files of this identity hold."""
-        return [json.loads(path.read_text()) for path in sorted(self.folder.glob("*.json"))]
+        """What the files of this identity hold; the damaged ones nothing but a warning."""
+        found = (_entry(path, {"identity": self.identity}) for path in sorted(self.folder.glob("*.json")))
+        return [entry for entry in found if entry is not None]
 
     def save(self, call: str, choice: Choice, seconds: float) -> None:
         """Remember; where the disk does not take it, only this process does."""
@@ -119,10 +112,24 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
+def _entry(path: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file holds; None if there is none, and, with a warning, if it is damaged or not what is expected."""
+    try:
+        found = json.loads(path.read_text())
+        if {name: found[name] for name in expected} != expected:
+            raise ValueError("it belongs to something else")
+        return found | {"choice": asdict(Choice(**found["choice"])), "seconds": float(found["seconds"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"[autotune] {path} is ignored and made again; got {error}", stacklevel=3)
+        return None
+
+
 def known(call: str) -> list[dict[str, Any]]:
     """What the files on this machine hold of a call: one entry for each device and driver, of this version only."""
     paths = sorted(cache_folder("tuning").glob(f"*/{_digest(call)}.json"))
-    entries = [json.loads(path.read_text()) for path in paths]
+    entries = [entry for path in paths if (entry := _entry(path, {"call": call})) is not None]
     version = Store({}).identity
     return [entry for entry in entries if version.items() <= entry["identity"].items()]
 
@@ -196,7 +203,7 @@ class Tuned:
         expected, size = _results(untuned, memory), self._sizes(memory)
         if not all(np.isfinite(values).all() for values in (*expected, *size)):
             return untuned  # nothing can be compared; the next process tries again
-        fastest = GAIN * self._seconds(untuned, memory)
+        fastest = before = self._seconds(untuned, memory)
         for choice, program in others:
             bounds = [self._bound(e, s, choice) for e, s in zip(expected, size, strict=True)]
             results = _results(program, memory)
@@ -206,7 +213,7 @@ class Tuned:
             ):
                 continue
             seconds = self._seconds(program, memory)
-            if seconds < fastest:
+            if seconds < min(fastest, GAIN * before):
                 self.choice, best, fastest = choice, program, seconds
         self.store.save(self.key, self.choice, fastest)
         return best
