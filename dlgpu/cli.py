@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -24,6 +23,7 @@ import dlgpu
 from dlgpu import backends, insight, models, nn, optim
 from dlgpu.backends.precision import PRECISIONS
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
+from dlgpu.kernels_cli import kernels
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
 
@@ -45,6 +45,8 @@ def cli() -> None:
     dlgpu bench                      is every op right, and how fast is it here?
     """
 
+
+cli.add_command(kernels)
 
 MODEL_OPTION = click.option(
     "--model-option", "model_options", multiple=True, metavar="KEY=VALUE", help="of the network: width_mult=0.25, ..."
@@ -448,98 +450,6 @@ def list_models(name: str | None, model_options: tuple[str, ...], **sizes: int |
     click.echo(model.summary(shape).rstrip())
 
 
-# --- kernels ------------------------------------------------------------------------------------------------------
-
-
-@cli.group()
-def kernels() -> None:
-    """The CUDA kernels: list them, compile them (no GPU needed), show what would run."""
-
-
-@kernels.command("list")
-def list_kernels() -> None:
-    """Every instantiation, by family."""
-    from dlgpu.backends.kernels import sources
-
-    for family, names in sources.families().items():
-        console.print(f"{family} ({len(names)})", style="bold")
-        for name in names:
-            console.print(f"  {name.replace('dl::', '')}")
-
-
-@kernels.command("compile")
-@click.option("--arch", "archs", multiple=True, help="sm_75 ... sm_100, several allowed [default: all]")
-@click.option("--family", "only", multiple=True, help="several allowed [default: all]")
-def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
-    """Compile with NVRTC and print what each kernel takes as a Markdown table (docs/kernels.md).
-
-    Threads and shared bytes per block; for each architecture registers per thread, what was spilled, and occupancy.
-    """
-    from dlgpu.backends.kernels import compile as nvrtc
-    from dlgpu.backends.kernels import sources
-    from dlgpu.backends.kernels.occupancy import occupancy
-
-    def cell(arch: str, r: nvrtc.Resources) -> str:
-        spill = f" ({r.spill_bytes} spilled)" if r.spill_bytes else ""
-        return f"{r.registers}{spill} · {occupancy(arch, r):.0%}"
-
-    chosen = archs or nvrtc.ARCHITECTURES
-    click.echo(f"| kernel | threads | shared bytes | {' | '.join(chosen)} |\n|{'---|' * (len(chosen) + 3)}")
-    for family in only or sources.families():
-        compiled = {arch: nvrtc.compile_family(family, arch).resources for arch in chosen}
-        for name, first in compiled[chosen[0]].items():
-            cells = [cell(arch, resources[name]) for arch, resources in compiled.items()]
-            sizes = f"{first.threads} | {first.shared_bytes}"
-            click.echo(f"| `{name.replace('dl::', '')}` | {sizes} | {' | '.join(cells)} |")
-
-
-@kernels.command("plan")
-@click.argument("op", type=click.Choice(["conv2d", "conv2d_grad_input", "conv2d_grad_weight"]))
-@click.argument("sizes", nargs=5, type=int, metavar="N C H W K")
-@click.option("--kernel", "kernel_size", default=3, show_default=True, help="filter height and width")
-@click.option("--stride", default=1, show_default=True)
-@click.option("--padding", default=0, show_default=True)
-@click.option("--groups", default=1, show_default=True)
-@click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16")
-@click.option("--layout", default="channels_last", show_default=True, help="contiguous or channels_last")
-@click.option("--algorithm", default="auto", show_default=True, help="auto, im2col, implicit_gemm, winograd2, ...")
-@click.option("--capability", default=90, show_default=True, help="of the device: 75, 80, 86, 89, 90 or 100")
-def show_plan(
-    op: str,
-    sizes: tuple[int, ...],
-    kernel_size: int,
-    stride: int,
-    padding: int,
-    groups: int,
-    dtype: str,
-    layout: str,
-    algorithm: str,
-    capability: int,
-) -> None:
-    """What an op would launch, and why: `dlgpu kernels plan conv2d 32 64 56 56 128 --padding 1`."""
-    from dlgpu import dtypes, memory_format
-    from dlgpu.backends.kernels.recorder import Recorder
-    from dlgpu.backends.shapes import Conv2d
-
-    n, c, h, w, k = sizes
-    geometry = Conv2d.of(op, (n, c, h, w), (k, c // groups, kernel_size, kernel_size), None, stride, padding, 1, groups)
-    ops, kind, stored = Recorder(capability), dtypes.parse(dtype), memory_format.parse(layout)
-    x, weight, y = (
-        memory_format.empty(ops.xp, shape, kind, stored)
-        for shape in (geometry.input_shape, geometry.weight_shape, geometry.output_shape)
-    )
-    how: dict[str, Any] = dict(stride=stride, padding=padding, groups=groups, algorithm=algorithm)
-    click.echo(f"{op} {x.shape} by {weight.shape} -> {y.shape}: {2 * geometry.macs / 1e9:,.3f} GFLOP")
-    if op == "conv2d":
-        ops.conv2d(x, weight, ops.xp.empty(k, kind), **how)
-    elif op == "conv2d_grad_input":
-        ops.conv2d_grad_input(y, weight, input_shape=x.shape, **how)
-    else:
-        ops.conv2d_grad_weight(y, x, weight_shape=weight.shape, **how)
-    for text, times in Counter(map(str, ops.plans)).items():
-        click.echo(f"  {text}" + (f", {times} times" if times > 1 else ""))
-
-
 # --- bench --------------------------------------------------------------------------------------------------------
 
 
@@ -548,7 +458,10 @@ def show_plan(
 @click.option("--network", "networks", multiple=True, help="only shapes of vgg16, resnet50, alexnet, googlenet, ...")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="images [default: 1; on a GPU all]")
 @click.option("--dtype", "dtypes", multiple=True, help="float32, float16, bfloat16, tf32 [default: float32; GPU: all]")
-@click.option("--algorithm", "algorithms", multiple=True, default=["auto"], help="of convolutions; several compete")
+@click.option(
+    "--algorithm", "algorithms", multiple=True, default=["auto"], help="of convolutions, or hopper; several compete"
+)
+@click.option("--autotune", is_flag=True, help="our kernels are those that dlgpu.autotune() finds fastest here")
 @click.option("--layout", default="channels_last", show_default=True, help="of our images: or contiguous")
 @click.option("--compare", multiple=True, help="numpy, torch, cublas or none [default: all that are installed]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, or host-kernels (emulated, tiny)")

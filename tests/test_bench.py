@@ -17,13 +17,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from dlgpu import backends, dtypes
-from dlgpu.backends import reference
+from dlgpu.backends import reference, tuning
 from dlgpu.bench import cases, check, contestants, lab, measure, networks, report, run
 from dlgpu.bench.cases import Case, by_information, every_case, select, tiny
 from dlgpu.bench.command import choose
@@ -176,6 +177,10 @@ def test_defaults_of_the_command() -> None:
     for wrong in (dict(algorithms=("winograd",)), dict(compare=("pytorch",)), dict(layout="nhwc")):
         with pytest.raises(UnknownName):
             choose((), device="cpu", **(free | wrong))  # type: ignore[arg-type]
+    _, settings = choose((), device="cuda", **(free | dict(algorithms=("auto", "hopper"), autotune=True)))  # type: ignore[arg-type]
+    assert settings.autotune
+    with pytest.raises(ShapeError, match="chooses among kernels"):
+        choose((), device="cpu", **free, autotune=True)  # type: ignore[arg-type]
     with pytest.raises(ShapeError, match="goes alone"):
         choose((), device="cpu", **(free | dict(compare=("none", "torch"))))  # type: ignore[arg-type]
 
@@ -315,6 +320,26 @@ def test_ours_says_what_it_cannot_do() -> None:
     assert winograd.name == "dlgpu winograd4"
     assert not winograd.takes(it)
     assert winograd.takes(case("conv2d", CONV))
+
+
+def test_hopper_and_autotune_are_settings_of_our_calls() -> None:
+    class Backend:
+        xp, launcher = np, SimpleNamespace(capability=90)
+
+        def gemm(self, *args: Any, **options: Any) -> Any:
+            return tuning.current()
+
+    it = case("gemm", dict(M=2, N=2, K=2), "float16")
+    drawn_ = drawn(it)
+    hopper = contestants.Ours(Backend(), Instant(), algorithm="hopper", autotune=True)
+    assert hopper.name == "dlgpu hopper tuned"
+    assert hopper.prepare(it, drawn_)()[::2] == (True, 256)
+    assert contestants.Ours(Backend(), Instant()).prepare(it, drawn_)() == tuning.Tuning()
+    assert hopper.takes(it)
+    assert hopper.takes(case("conv2d", CONV, "bfloat16"))
+    assert not hopper.takes(case("conv2d", CONV))
+    with pytest.raises(BackendUnavailable, match=r"capability 9.0; got None"):
+        contestants.Ours(reference, Instant(), algorithm="hopper").prepare(it, drawn_)
 
 
 def test_launches_are_counted_and_the_launcher_comes_back() -> None:

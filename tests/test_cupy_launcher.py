@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import pytest
 
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.geometry import strides
+from dlgpu.backends.kernels.plan import Plan
+from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers import cupy as launcher
+from dlgpu.backends.launchers import gpu
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 KERNEL = "dl::adam_step<float>"
@@ -105,3 +109,100 @@ def test_without_cupy_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setitem(sys.modules, "cupy", None)
     with pytest.raises(BackendUnavailable, match=r"CuPy is missing.*pip install .dlgpu\[cuda12\]"):
         launcher.CupyLauncher()
+
+
+# --- over a CuPy that notes what it is asked ----------------------------------------------------------------------
+
+
+class Function:
+    """A loaded kernel."""
+
+    max_dynamic_shared_size_bytes = 48 << 10
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __call__(self, grid: Any, block: Any, args: tuple[Any, ...], shared_mem: int) -> None:
+        self.launches.append((grid, block, args, shared_mem))
+
+
+class FakeCupy(types.ModuleType):
+    """An H100 as device 3, whose modules hold adam_step under a mangled name."""
+
+    ndarray = np.ndarray
+
+    def __init__(self) -> None:
+        super().__init__("cupy")
+        self.loaded: list[str] = []
+        self.function = Function("mangled")
+        runtime = types.SimpleNamespace(
+            CUDARuntimeError=RuntimeError,
+            getDeviceCount=lambda: 4,
+            getDevice=lambda: 3,
+            getDeviceProperties=lambda device: {"name": b"GPU number %d" % device},
+            driverGetVersion=lambda: 13_000,
+        )
+        device = types.SimpleNamespace(compute_capability="90", attributes={"MultiProcessorCount": 114})
+        self.cuda = types.SimpleNamespace(runtime=runtime, Device=lambda: device)
+
+    def RawModule(self, path: str) -> Any:
+        self.loaded.append(path)
+        return types.SimpleNamespace(get_function={"mangled": self.function}.__getitem__)
+
+
+@pytest.fixture
+def cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+    module = FakeCupy()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    monkeypatch.setattr(launcher, "cubin", lambda family, arch: (Path(f"{family}-{arch}"), {KERNEL: "mangled"}))
+    return module
+
+
+def test_what_it_says_of_the_device(cupy: FakeCupy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    it = launcher.CupyLauncher()
+    assert (it.capability, it.sms, it.device) == (90, 114, 3)
+    file = tmp_path / "version"
+    monkeypatch.setattr(gpu, "Path", lambda text: file)
+    assert it.identity() == {"gpu": "GPU number 3", "driver": "CUDA 13000"}
+    file.write_text("NVRM version: 580.1\nGCC version: 13\n")
+    assert it.identity() == {"gpu": "GPU number 3", "driver": "NVRM version: 580.1"}
+
+
+def adam(**changes: Any) -> tuple[list[Any], Plan]:
+    """The arrays of a step, one of them None, and its plan."""
+    args = arguments(half=None, **changes)
+    return list(args[:6]), Plan(KERNEL, (7, 1, 1), (256, 1, 1), args[6:], shared_bytes=100 << 10)
+
+
+def same(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
+    """Whether arguments of launches are alike, in type too; arrays must be the same ones."""
+    pairs = list(zip(mine, theirs, strict=True))
+    return all(a is b if isinstance(b, np.ndarray) else (type(a), a) == (type(b), b) for a, b in pairs)
+
+
+def test_a_prepared_plan_launches_what_launch_would(cupy: FakeCupy) -> None:
+    it = launcher.CupyLauncher()
+    arrays, plan = adam()
+    it.prepare(plan)(arrays)
+    it.launch(KERNEL, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+    (*how, args, shared), (*wanted, expected, _) = cupy.function.launches
+    assert (how, shared) == (wanted, 100 << 10)
+    assert same(args, expected)
+    assert isinstance(args[5], np.uint64)  # None
+    assert cupy.function.max_dynamic_shared_size_bytes == 100 << 10
+    assert cupy.loaded == ["optim-sm_90a"]
+
+
+def test_a_prepared_plan_with_numbers_that_change(cupy: FakeCupy) -> None:
+    it = launcher.CupyLauncher()
+    arrays, plan = adam(step=Number(9), lr=Number(10))
+    start = it.prepare(plan)
+    for step, lr in ((1, 0.5), (2, 0.25)):
+        start([*arrays, step, lr])
+        _, same_plan = adam(step=step, lr=lr)
+        assert same(cupy.function.launches[-1][2], launcher.cast(KERNEL, (*arrays, *same_plan.args), np.ndarray))
+    for lr, error in (("0.5", DtypeError), (1e39, ShapeError)):
+        with pytest.raises(error, match="lr must"):
+            start([*arrays, 3, lr])
+    assert len(cupy.function.launches) == 2

@@ -30,6 +30,8 @@ import pytest
 from dlgpu import backends
 from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.backends.kernels import sources
+from dlgpu.backends.kernels.plan import Plan
+from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers import native
 from dlgpu.backends.launchers.native import NativeLauncher
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError, UnknownName
@@ -177,6 +179,26 @@ def expected(y: int = 0x1000, x: int = 0x1000) -> str:
 def test_a_launch_passes_everything_on(fake: Recorded) -> None:
     launch = f"launch 7 8 9 32 2 1 1234 {STREAM}"
     assert fake.launch(shared_bytes=1234) == [f"device {DEVICE}", launch, expected()]
+
+
+def test_a_prepared_plan_launches_what_launch_would(fake: Recorded) -> None:
+    arrays, args = list(GOOD.values())[:4], list(GOOD.values())[4:]
+    fake.library.fake_events()
+    fake.launcher.prepare(Plan("everything<float>", (7, 8, 9), (32, 2, 1), tuple(args), 1234))(arrays)
+    assert fake.events() == fake.launch(shared_bytes=1234)
+    assert fake.launcher.device == DEVICE
+
+
+def test_a_prepared_plan_with_numbers_that_change(fake: Recorded) -> None:
+    arrays, (_, *same, f, shape) = list(GOOD.values())[:4], list(GOOD.values())[4:]
+    plan = Plan("everything<float>", (7, 8, 9), (32, 2, 1), (Number(9), *same, Number(10), shape))
+    start = fake.launcher.prepare(plan)
+    for number, fraction in ((5, 0.25), (6, 0.75)):
+        fake.library.fake_events()
+        start([*arrays, number, fraction])
+        assert fake.events() == fake.launch(i=number, f=fraction)
+    with pytest.raises(ShapeError, match="i must fit"):
+        start([*arrays, 2**31, f])
 
 
 def test_each_instantiation_is_itself(fake: Recorded) -> None:

@@ -12,11 +12,15 @@ import numpy as np
 import pytest
 
 import dlgpu
+from dlgpu import backends
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import KernelBackend, autotune, tiles
+from dlgpu.backends.kernels.launching import filled
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.programs import Call, Choice, build, stand_in
 from dlgpu.backends.kernels.tiles import Product, Target, predict
+from dlgpu.cli import main
 from dlgpu.errors import ShapeError
 
 
@@ -25,8 +29,15 @@ class Device:
 
     xp, capability, sms, device = np, 90, 132, 0
 
-    def __init__(self, gpu: str = "A", driver: str = "1", wrong: str = "nothing", slow: str = "nothing") -> None:
-        self.names = {"gpu": gpu, "driver": driver}
+    def __init__(
+        self,
+        gpu: str = "A",
+        driver: str = "1",
+        wrong: str = "nothing",
+        slow: str = "nothing",
+        wrong_value: float = 2.0,
+    ) -> None:
+        self.names, self.wrong_value = {"gpu": gpu, "driver": driver}, wrong_value
         self.wrong, self.slow = wrong, slow
         self.started: list[str] = []
         self.now = 0.0
@@ -42,7 +53,7 @@ class Device:
             self.started.append(plan.kernel)
             self.now += 2.0 if self.slow in plan.kernel else 1.0
             if plan.kernel.startswith(("dl::gemm_", "dl::add_slabs")):
-                arrays[4][...] = 2.0 if self.wrong in plan.kernel else 1.0
+                arrays[4][...] = self.wrong_value if self.wrong in plan.kernel else 1.0
 
         return start
 
@@ -203,6 +214,61 @@ def test_options_that_cannot_be_keys_and_wrong_ones() -> None:
             ops.conv2d(x, w, stride=0)
 
 
+class Noting(Device):
+    """Keeps the arguments of its launches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.args: list[tuple[Any, ...]] = []
+
+    def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
+        self.args.append(args)
+
+    def prepare(self, plan: Plan) -> Any:
+        return lambda values: self.args.append(filled(plan.args, values))
+
+
+@pytest.mark.parametrize(
+    ("op", "arrays", "fixed", "changing"),
+    [
+        ("sgd_step", 3, dict(momentum=0.9), dict(lr=[0.1, 0.2, 0.3])),
+        ("adagrad_step", 3, dict(weight_decay=0.1), dict(lr=[0.1, 0.2, 0.3])),
+        ("rmsprop_step", 3, {}, dict(lr=[0.1, 0.2, 0.3])),
+        ("adam_step", 4, {}, dict(step=[1, 2, 3], lr=[0.1, 0.1, 0.2])),
+        ("adam_step", 4, dict(weight_decay=0.1, decoupled=True), dict(step=[1, 2, 3], lr=[0.1, 0.1, 0.2])),
+        ("dropout", 1, dict(p=0.5), dict(seed=[1, 1, 2], offset=[0, 8, 2**40])),
+        ("dropout_grad", 1, dict(p=0.5), dict(seed=[1, 1, 2], offset=[0, 8, 2**40])),
+    ],
+)
+def test_numbers_that_change_are_those_of_the_call(
+    op: str, arrays: int, fixed: dict[str, Any], changing: dict[str, list[float]]
+) -> None:
+    replayed, planned = Noting(), Noting()
+    ops, plain = backend(replayed), KernelOps(planned)
+    own = [np.ones(64, np.float32) for _ in range(arrays)]
+    for numbers in zip(*changing.values(), strict=True):
+        options = fixed | dict(zip(changing, numbers, strict=True))
+        getattr(ops, op)(*own, **options)
+        getattr(plain, op)(*own, **options)
+    assert ops.program.cache_info().misses == 1
+    # Arrays aside: outputs are new ones.
+    replays, plans = (
+        [[repr(arg) for arg in args if not getattr(arg, "shape", ())] for args in device.args]
+        for device in (replayed, planned)
+    )
+    assert replays == plans
+    assert len({tuple(args) for args in plans}) == 3
+
+
+def test_numbers_that_change_are_checked_in_every_call() -> None:
+    device = Noting()
+    ops, arenas = backend(device), [np.ones(64, np.float32) for _ in range(4)]
+    ops.adam_step(*arenas, step=1, lr=0.1)
+    with pytest.raises(ShapeError, match="step counts from 1; got 0"):
+        ops.adam_step(*arenas, step=0, lr=0.1)
+    assert len(device.args) == 1
+
+
 # --- tuning -------------------------------------------------------------------------------------------------------
 
 
@@ -248,15 +314,36 @@ def test_a_kernel_that_disagrees_is_refused() -> None:
     assert tuned(Device(gpu="C", slow=slow, wrong=wrong))[0] != wrong
 
 
-def test_what_cannot_be_compared_is_not_tuned(cache: Path) -> None:
-    device = Device()
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_cannot_be_compared_is_not_tuned(cache: Path, value: float) -> None:
+    """The untuned kernel gives `value`: nothing else is tried, and nothing is remembered."""
+    untuned = Device()
+    backend(untuned).gemm(A, B)
+    (only,) = untuned.started
+    device = Device(slow=only, wrong=only, wrong_value=value)
     ops = backend(device)
     with dlgpu.autotune():
-        assert np.isnan(np.nan * ops.gemm(np.full_like(A, np.nan), B)).all()
-        device.launch = lambda *args: None  # type: ignore[method-assign]
-    call = Call("gemm", 2, (), (stand_in(A), stand_in(B)))
-    chooser = autotune.Tuned(call, device, device)
-    assert not (np.array([np.nan]) <= chooser._bound(np.ones(1), np.ones(1), Choice())).all()
+        result = ops.gemm(A, B)
+    assert not np.isfinite(result).any()
+    assert set(device.started) == {only}
+    assert not list(cache.glob("*/*.json"))
+
+
+def test_a_kernel_that_gives_nan_is_refused() -> None:
+    untuned = Device()
+    backend(untuned).gemm(A, B)
+    (slow,) = untuned.started
+    wrong = tuned(Device(slow=slow))[0]  # what would win
+    assert tuned(Device(gpu="C", slow=slow, wrong=wrong, wrong_value=np.nan))[0] != wrong
+
+
+@pytest.mark.parametrize("spelling", [dict(padding=(1, 1)), dict(stride=1, padding=1), dict(padding=1, groups=1)])
+def test_a_call_is_one_however_it_is_spelled(cache: Path, spelling: dict[str, Any]) -> None:
+    x, w = np.ones((2, 8, 6, 6), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    values = (stand_in(x), stand_in(w))
+    plain = autotune.key(Call("conv2d", 2, ("padding",), (*values, 1)))
+    assert autotune.key(Call("conv2d", 2, tuple(spelling), (*values, *spelling.values()))) == plain
+    assert autotune.key(Call("conv2d", 2, ("padding",), (*values, 2))) != plain
 
 
 def test_candidates_need_no_more_workspace_than_the_limit() -> None:
@@ -276,6 +363,8 @@ def test_a_damaged_file_is_made_again(cache: Path, content: bytes) -> None:
     (file,) = cache.glob("*/*.json")
     good = file.read_bytes()
     file.write_bytes(content)
+    with pytest.warns(UserWarning, match="is ignored and made again"):
+        assert autotune.Store(Device().identity()).entries() == []
     with pytest.warns(UserWarning, match="is ignored and made again"):
         tuned(Device())
     assert file.read_bytes() == good
@@ -316,3 +405,72 @@ def test_named_algorithms_are_left_alone() -> None:
     assert autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "auto")))
     assert not autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "im2col")))
     assert not autotune.tunable(Call("max_pool2d", 1, (), (x,)))
+
+
+# --- the command --------------------------------------------------------------------------------------------------
+
+
+class Ones(Device):
+    """Every kernel sets all its arrays to one."""
+
+    def prepare(self, plan: Plan) -> Any:
+        def start(values: list[Any]) -> None:
+            self.now += 1.0
+            for array in values:
+                if isinstance(array, np.ndarray) and array.dtype.kind == "f":
+                    array[...] = 1.0
+
+        return start
+
+
+def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Exit code, and what `dlgpu kernels` prints."""
+    with pytest.raises(SystemExit) as caught:
+        main(["kernels", *arguments])
+    streams = capsys.readouterr()
+    return int(caught.value.code or 0), streams.out + streams.err
+
+
+PLAN = ("plan", "conv2d", "2", "6", "14", "14", "16", "--kernel", "5", "--layout", "contiguous")
+
+
+def test_the_command_tunes_a_network_once(
+    cache: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = KernelBackend("host", "host-kernels", Ones(), clock=Device())
+    monkeypatch.setattr(backends, "_make", {"host": fake, "numpy": backends.get("numpy")}.__getitem__)
+    assert "not tuned on this machine" in told(capsys, *PLAN)[1]
+    tune = ("tune", "--network", "lenet5", "--batch", "2", "--layout", "contiguous", "--device", "host-kernels")
+    code, out = told(capsys, *tune)
+    files = len(list(cache.glob("*/*.json")))
+    assert code == 0
+    assert out.endswith(f"{files} calls tuned, for A; 0 were known\n")
+    # Forward and weights of two convolutions, the input's gradient of one; three products of three dense layers.
+    assert [out.count(f"  {op}(") for op in ("conv2d", "conv2d_grad_input", "conv2d_grad_weight_bias")] == [2, 1, 2]
+    assert [out.count(f"  {op}(") for op in ("linear", "linear_grad_input", "linear_grad_weight")] == [3, 3, 3]
+    assert "\ntuned on A: as predicted, " in told(capsys, *PLAN)[1]
+    assert told(capsys, *tune)[1] == f"0 calls tuned, for A; {files} were known\n"
+
+
+def test_the_command_lists_candidates(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out = told(capsys, *PLAN)
+    assert code == 0
+    _, *lines = out[out.index("candidates") :].splitlines()
+    cycles = [float(line.split()[0].replace(",", "")) for line in lines if line.split()[0][0].isdigit()]
+    assert len(cycles) > 1
+    assert cycles == sorted(cycles)
+    assert "direct" in out
+    assert "candidates" not in told(capsys, *PLAN, "--algorithm", "im2col")[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--network", "vgg16", "--device", "cpu"), "tuning wants a device that runs kernels; got --device cpu"),
+        (("--network", "vgg16", "--device", "tpu"), "unknown backend"),
+    ],
+)
+def test_the_command_refuses(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str) -> None:
+    code, out = told(capsys, "tune", *arguments)
+    assert (code, out.count("\n")) == (2, 1)
+    assert words in out

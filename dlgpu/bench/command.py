@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dlgpu import memory_format
 from dlgpu.backends.contract import ALGORITHMS
 from dlgpu.bench.cases import BATCHES, DTYPES, Case, select, tiny
-from dlgpu.bench.contestants import BASELINES
+from dlgpu.bench.contestants import BASELINES, HOPPER
 from dlgpu.bench.lab import Settings
 from dlgpu.errors import ShapeError, UnknownName
 
@@ -27,6 +27,7 @@ def choose(
     device: str,
     small: bool,
     check_only: bool,
+    autotune: bool = False,
 ) -> tuple[list[Case], Settings]:
     """What to measure and how.
 
@@ -34,7 +35,7 @@ def choose(
         UnknownName, ShapeError: an option that there is not, or a choice that leaves nothing.
     """
     for kind, given, known in (
-        ("algorithm", algorithms, ALGORITHMS),
+        ("algorithm", algorithms, (*ALGORITHMS, HOPPER)),
         ("baseline", compare, (*BASELINES, "none")),
     ):
         for name in given:
@@ -42,6 +43,8 @@ def choose(
                 raise UnknownName("bench", kind, name, known)
     if "none" in compare and len(compare) > 1:
         raise ShapeError(f"[bench] --compare none goes alone; got {', '.join(compare)}")
+    if autotune and device == "cpu":
+        raise ShapeError("[bench] --autotune chooses among kernels, on --device cuda or host-kernels; got cpu")
     gpu = device == "cuda"
     cases = select(ops, networks, batches or (BATCHES if gpu else (1,)), dtypes or (DTYPES if gpu else ("float32",)))
     if small or device == "host-kernels":
@@ -54,6 +57,7 @@ def choose(
         compare=() if "none" in compare else tuple(compare) or usual,
         algorithms=tuple(dict.fromkeys(algorithms)),
         layout=memory_format.parse(layout),
+        autotune=autotune,
         ceilings=device != "host-kernels" and not check_only,
         rounds=0 if check_only else Settings.rounds,
     )

@@ -6,14 +6,14 @@ without arguments. What it cannot do raises `BackendUnavailable`, which becomes 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, suppress
 from typing import Any, Protocol
 
 import numpy as np
 
 from dlgpu import memory_format
-from dlgpu.backends import precision, reference
+from dlgpu.backends import precision, reference, tuning
 from dlgpu.bench.cases import Case
 from dlgpu.bench.measure import Call, Clock, EventClock, WallClock, Work, cycle, one_by_one, repeated
 from dlgpu.bench.ops import Arrays
@@ -21,6 +21,7 @@ from dlgpu.errors import BackendUnavailable
 from dlgpu.memory_format import MemoryFormat
 
 BASELINES = ("numpy", "torch", "cublas")
+HOPPER = "hopper"  # as an algorithm: the kernels that `dlgpu.backends.tuning.hopper` forces
 
 
 class Contestant(Protocol):
@@ -75,29 +76,44 @@ class Ours:
         algorithm: str = "auto",
         layout: MemoryFormat = "channels_last",
         *,
+        autotune: bool = False,
         ours: bool = True,
         how: str = "clock",
     ) -> None:
         self.backend, self.clock, self.ours, self.how = backend, clock, ours, how
-        self.algorithm, self.layout = algorithm, layout
-        self.name = name if algorithm == "auto" else f"{name} {algorithm}"
+        self.algorithm, self.layout, self.autotune = algorithm, layout, autotune
+        self.name = name + (f" {algorithm}" if algorithm != "auto" else "") + (" tuned" if autotune else "")
 
     def takes(self, case: Case) -> bool:
+        if self.algorithm == HOPPER:
+            return case.what.family in ("conv", "product") and case.dtype in ("float16", "bfloat16")
         return self.algorithm == "auto" or case.what.family == "conv"
 
     def prepare(self, case: Case, arrays: Arrays) -> Call:
         if case.dtype in ("tf32", "float32x3") and self.backend is reference:
             raise BackendUnavailable(f"[{self.name}] computes float32 products exactly; got {case.dtype} asked for")
+        capability = getattr(getattr(self.backend, "launcher", None), "capability", None)
+        if self.algorithm == HOPPER and capability != 90:
+            raise BackendUnavailable(f"[{self.name}] wgmma kernels want capability 9.0; got {capability}")
         if self.backend.xp is np:
             arrays = {name: a.get() if hasattr(a, "get") else a for name, a in arrays.items()}
         own = arranged(self.backend.xp, case, arrays, self.layout, self.layout)
-        sizes = dict(case.sizes) | {"algorithm": self.algorithm}
+        sizes = dict(case.sizes) | {"algorithm": "auto" if self.algorithm == HOPPER else self.algorithm}
         own |= case.what.saved(self.backend, own, sizes)
-        if case.dtype not in ("tf32", "float32x3"):
+        settings: list[Callable[[], AbstractContextManager[None]]] = []
+        if case.dtype in ("tf32", "float32x3"):
+            settings.append(lambda: precision.use(case.dtype))  # type: ignore[arg-type]
+        if self.algorithm == HOPPER:
+            settings.append(tuning.hopper)
+        if self.autotune:
+            settings.append(tuning.autotune)
+        if not settings:
             return lambda: case.what.call(self.backend, own, sizes)
 
         def call() -> Any:
-            with precision.use(case.dtype):  # type: ignore[arg-type]
+            with ExitStack() as stack:
+                for setting in settings:
+                    stack.enter_context(setting())
                 return case.what.call(self.backend, own, sizes)
 
         return call

@@ -37,6 +37,7 @@ class Settings:
         compare: which of `contestants.BASELINES`.
         algorithms: of convolutions; each is a contestant.
         layout: of our images.
+        autotune: our kernels are chosen by `dlgpu.autotune`.
         seconds: of timing per case, all contestants together.
         rounds: at most so many figures per contestant; 0 checks only.
         ceilings: measure what the machine can do first.
@@ -47,6 +48,7 @@ class Settings:
     compare: tuple[str, ...] = BASELINES
     algorithms: tuple[str, ...] = ("auto",)
     layout: MemoryFormat = "channels_last"
+    autotune: bool = False
     seconds: float = 0.5
     rounds: int = 50
     ceilings: bool = True
@@ -65,7 +67,8 @@ class Lab:
         name = {"cpu": "numpy"}.get(settings.device, "dlgpu")
         how = "emulated" if settings.device == "host-kernels" else "clock"
         self.ours = [
-            Ours(backend, self.clock, name, algorithm, settings.layout, how=how) for algorithm in settings.algorithms
+            Ours(backend, self.clock, name, algorithm, settings.layout, autotune=settings.autotune, how=how)
+            for algorithm in settings.algorithms
         ]
         wanted = [b for b in settings.compare if not (b == "numpy" and settings.device == "cpu")]
         others, self.missing = baselines(wanted, self.clock)

@@ -10,7 +10,7 @@ from dlgpu.backends.contract import OPS
 from dlgpu.backends.kernels.autotune import Clock, DeviceClock, Tuned, tunable
 from dlgpu.backends.kernels.launching import Launcher
 from dlgpu.backends.kernels.ops import KernelOps
-from dlgpu.backends.kernels.programs import CHANGING, MOST_PROGRAMS, Call, Program, Replayed, build
+from dlgpu.backends.kernels.programs import MOST_PROGRAMS, NOT_REPLAYED, Call, Program, Replayed, build
 from dlgpu.backends.kernels.symbol import Unrecordable
 
 
@@ -29,7 +29,7 @@ class KernelBackend(KernelOps):
         self._clock = clock or DeviceClock(launcher.xp)
         self.program = lru_cache(MOST_PROGRAMS)(self._program)
         for op in OPS:
-            if op not in CHANGING:
+            if op not in NOT_REPLAYED:
                 setattr(self, op, Replayed(self, op))
 
     def _program(

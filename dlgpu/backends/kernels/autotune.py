@@ -9,6 +9,7 @@ once for a GPU, driver, version of dlgpu and set of kernels. With the same files
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import statistics
@@ -16,6 +17,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -25,6 +27,7 @@ import dlgpu
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import gemm_hopper, sources
 from dlgpu.backends.kernels.launching import HOPPER
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.programs import Call, Choice, Program, build, is_array, stand_in
 from dlgpu.backends.kernels.symbol import Unrecordable
 from dlgpu.errors import BackendUnavailable, ShapeError
@@ -36,6 +39,7 @@ CONVOLUTIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_gra
 ALGORITHMS = ("implicit_gemm", "direct", "im2col", "winograd2", "winograd4")
 EDGES = (128, 64)
 SPLITS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128)
+PAIRS = ("stride", "padding", "dilation")  # options that may be one number for both directions
 ROUNDS = 5  # of timing, of which the median counts
 GAIN = 0.98  # of the untuned time: what is hardly faster is not worth other roundings
 
@@ -85,17 +89,13 @@ class Store:
 
     def load(self, call: str) -> Choice | None:
         """The choice for a call; None, with a warning, if its file is damaged or another's."""
-        path = self.folder / f"{_digest(call)}.json"
-        try:
-            found = json.loads(path.read_text())
-            if (found["identity"], found["call"]) != (self.identity, call):
-                raise ValueError("it belongs to something else")
-            return Choice(**found["choice"])
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            warnings.warn(f"[autotune] {path} is ignored and made again; got {error}", stacklevel=2)
-            return None
+        found = _entry(self.folder / f"{_digest(call)}.json", {"identity": self.identity, "call": call})
+        return None if found is None else Choice(**found["choice"])
+
+    def entries(self) -> list[dict[str, Any]]:
+        """What the files of this identity hold; the damaged ones nothing but a warning."""
+        found = (_entry(path, {"identity": self.identity}) for path in sorted(self.folder.glob("*.json")))
+        return [entry for entry in found if entry is not None]
 
     def save(self, call: str, choice: Choice, seconds: float) -> None:
         """Remember; where the disk does not take it, only this process does."""
@@ -110,6 +110,39 @@ class Store:
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:20]
+
+
+def _entry(path: Path, expected: dict[str, Any]) -> dict[str, Any] | None:
+    """What a file holds; None if there is none, and, with a warning, if it is damaged or not what is expected."""
+    try:
+        found = json.loads(path.read_text())
+        if {name: found[name] for name in expected} != expected:
+            raise ValueError("it belongs to something else")
+        return found | {"choice": asdict(Choice(**found["choice"])), "seconds": float(found["seconds"])}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        warnings.warn(f"[autotune] {path} is ignored and made again; got {error}", stacklevel=3)
+        return None
+
+
+def known(call: str) -> list[dict[str, Any]]:
+    """What the files on this machine hold of a call: one entry for each device and driver, of this version only."""
+    paths = sorted(cache_folder("tuning").glob(f"*/{_digest(call)}.json"))
+    entries = [entry for path in paths if (entry := _entry(path, {"call": call})) is not None]
+    version = Store({}).identity
+    return [entry for entry in entries if version.items() <= entry["identity"].items()]
+
+
+def key(call: Call) -> str:
+    """A call with the settings in force, as text. However it spells its options, it is the same call."""
+    options = dict(zip(call.names, call.values[call.positional :], strict=True))
+    given = inspect.signature(getattr(KernelOps, call.op)).bind(None, *call.values[: call.positional], **options)
+    given.apply_defaults()
+    named = list(given.arguments.items())[1:]  # without self
+    pairs = [(name, (v, v) if name in PAIRS and isinstance(v, int) else v) for name, v in named]
+    settings = f"{precision.current()}, workspace {tuning.current().workspace_limit}"
+    return f"{call.op}({', '.join(f'{name}={value}' for name, value in pairs)}), {settings}"
 
 
 def tunable(call: Call) -> bool:
@@ -145,7 +178,7 @@ class Tuned:
     def __init__(self, call: Call, launcher: Any, clock: Clock) -> None:
         self.call, self.launcher, self.clock = call, launcher, clock
         self.store = Store(launcher.identity())
-        self.key = repr((call, precision.current(), tuning.current().workspace_limit))
+        self.key = key(call)
         self.choice: Choice | None = None
 
     def run(self, memory: list[Any]) -> Any:
@@ -170,7 +203,7 @@ class Tuned:
         expected, size = _results(untuned, memory), self._sizes(memory)
         if not all(np.isfinite(values).all() for values in (*expected, *size)):
             return untuned  # nothing can be compared; the next process tries again
-        fastest = GAIN * self._seconds(untuned, memory)
+        fastest = before = self._seconds(untuned, memory)
         for choice, program in others:
             bounds = [self._bound(e, s, choice) for e, s in zip(expected, size, strict=True)]
             results = _results(program, memory)
@@ -180,7 +213,7 @@ class Tuned:
             ):
                 continue
             seconds = self._seconds(program, memory)
-            if seconds < fastest:
+            if seconds < min(fastest, GAIN * before):
                 self.choice, best, fastest = choice, program, seconds
         self.store.save(self.key, self.choice, fastest)
         return best

@@ -13,10 +13,12 @@ from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.geometry import four_axes, strides
 from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Dim3, Plan, check_count, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
+from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.kernels.tensor_map import MappedPlan, TensorMap
 from dlgpu.backends.kernels.tiles import Target
 
-Start = Callable[[list[Any]], None]  # launches one plan on its arrays
+# Launches one plan on its arrays, which the list begins with, and what its Numbers are this time, in their order.
+Start = Callable[[list[Any]], None]
 
 TURNED = 64  # rows and columns of the tile of kernels/movement.cuh that a block turns
 
@@ -92,6 +94,13 @@ def copy_plan(op: str, x: Array, y: Array) -> Plan:
     return elementwise(op, kernel, x.size, C, H, W, x.size, strides(x), strides(y))
 
 
+def filled(args: Sequence[Any], values: Sequence[Any]) -> tuple[Any, ...]:
+    """Arrays, then `args` with the numbers of this call in place of their `Number`s: a whole kernel's arguments."""
+    arrays = len(values) - sum(isinstance(arg, Number) for arg in args)
+    numbers = iter(values[arrays:])
+    return (*values[:arrays], *[next(numbers) if isinstance(arg, Number) else arg for arg in args])
+
+
 def mapped(launcher: Launcher, maps: Sequence[TensorMap], arrays: Sequence[Array | None]) -> list[Any]:
     """The arguments of a kernel that takes its first arrays as tensor maps."""
     described = [launcher.tensor_map(m, array) for m, array in zip(maps, arrays, strict=False)]
@@ -120,6 +129,10 @@ class Launching:
     def run_mapped(self, plan: MappedPlan, *arrays: Array | None) -> None:
         """Launch a plan whose first arrays go to the kernel as tensor maps."""
         self.run(plan.launch, *mapped(self.launcher, plan.maps, arrays))
+
+    def each_call(self, function: Callable[[Any], Any], number: Any) -> Any:
+        """`function(number)`, for a check or a computation that a replayed call must not leave out."""
+        return function(number)
 
     def aligned(self, *arrays: Array) -> bool:
         """Whether each begins at a multiple of 16 bytes, as vector copies want it."""

@@ -81,12 +81,11 @@ class OptimOps(Launching):
         scaler: Array | None = None,
         half: Array | None = None,
     ) -> None:
-        if step < 1:
-            raise ShapeError(f"[adam_step] step counts from 1; got {step}")
         logs = (math.log(beta) if beta else -math.inf for beta in (beta1, beta2))
-        keep, inside = (1 - lr * weight_decay, 0.0) if decoupled else (1.0, weight_decay)
-        numbers = (step, lr, *logs, 1 - beta1, 1 - beta2, eps, inside, keep)
-        self._step("adam_step", (param, grad, exp_avg, exp_avg_sq), scaler, half, *map(float, numbers))
+        keep = self.each_call(lambda lr: 1 - lr * weight_decay, lr) if decoupled else 1.0
+        numbers = (lr, *logs, 1 - beta1, 1 - beta2, eps, 0.0 if decoupled else weight_decay, keep)
+        arenas = param, grad, exp_avg, exp_avg_sq
+        self._step("adam_step", arenas, scaler, half, self.each_call(_counted, step), *numbers)
 
     def check_finite(self, grad: Array, scaler: Array) -> None:
         _check("check_finite", scaler, None, grad)
@@ -100,13 +99,18 @@ class OptimOps(Launching):
         self.run(Plan("dl::update_scaler", (1, 1, 1), (1, 1, 1), numbers), scaler)
 
     def _step(
-        self, op: str, arenas: tuple[Array | None, ...], scaler: Array | None, half: Array | None, *scalars: float
+        self, op: str, arenas: tuple[Array | None, ...], scaler: Array | None, half: Array | None, *numbers: float
     ) -> None:
         given = [a for a in arenas if a is not None]
         _check(op, scaler, half, *given)
-        numbers = (scalar if isinstance(scalar, int) else float(scalar) for scalar in scalars)
         kernel = f"dl::{op}<{'float' if half is None else storage(op, half.dtype)}>"
         self.run(_plan(op, kernel, given[0].size, *numbers), *arenas, scaler, half)
+
+
+def _counted(step: int) -> int:
+    if step < 1:
+        raise ShapeError(f"[adam_step] step counts from 1; got {step}")
+    return step
 
 
 def _plan(op: str, kernel: str, count: int, *numbers: float) -> Plan:

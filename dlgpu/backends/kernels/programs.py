@@ -20,19 +20,21 @@ from dlgpu.backends.contract import Array
 from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, Start, address, mapped
 from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
-from dlgpu.backends.kernels.symbol import Symbol, SymbolicArrays
+from dlgpu.backends.kernels.symbol import Number, Symbol, SymbolicArrays
 from dlgpu.backends.kernels.tensor_map import MappedPlan, TensorMap
 from dlgpu.backends.kernels.tiles import Target
 
 if TYPE_CHECKING:
     from dlgpu.backends.kernels import KernelBackend
 
-# Their numbers change from call to call, or the array library computes them: planned every time.
-CHANGING = ("sgd_step", "adagrad_step", "rmsprop_step", "adam_step", "dropout", "dropout_grad", "reduce")
+# Options that change from call to call: not part of the key, but arguments as arrays are.
+CHANGING: dict[str, tuple[str, ...]] = dict.fromkeys(("sgd_step", "adagrad_step", "rmsprop_step"), ("lr",))
+CHANGING |= {"adam_step": ("step", "lr"), "dropout": ("seed", "offset"), "dropout_grad": ("seed", "offset")}
+NOT_REPLAYED = ("reduce",)  # the array library computes it
 MOST_PROGRAMS = 2048  # the least recently used are forgotten
 
 
-Make = Callable[[list[Any]], Array]  # one more array, from those that are there
+Make = Callable[[list[Any]], Any]  # one more array or number, from those that are there
 
 
 @dataclass(frozen=True)
@@ -44,11 +46,16 @@ class Choice:
     splits: int | None = None
     hopper: int | None = None
 
+    def __str__(self) -> str:
+        named = [f"{name}={value}" for name, value in vars(self).items() if value is not None]
+        return ", ".join(named) or "as predicted"
+
 
 class Call(NamedTuple):
     """One kind of call. `values` holds positional arguments, then options; arrays as (shape, strides, dtype, address).
 
-    The address is modulo 16. Equal options are the same call: 1 and 1.0, for example.
+    The address is modulo 16. Equal options are the same call: 1 and 1.0, for example. The class `Number` stands for
+    options that change.
     """
 
     op: str
@@ -57,9 +64,12 @@ class Call(NamedTuple):
     values: tuple[Any, ...]
 
     def symbols(self) -> list[Any]:
-        """The values with symbols in place of arrays, which have the slots 1, 2, ..."""
+        """The values with symbols in place of arrays and changing numbers, which have the slots 1, 2, ..."""
         slots = itertools.count(1)
-        return [Symbol(next(slots), v[0], v[2], v[1], v[3]) if is_array(v) else v for v in self.values]
+        return [
+            Symbol(next(slots), v[0], v[2], v[1], v[3]) if is_array(v) else Number(next(slots)) if v is Number else v
+            for v in self.values
+        ]
 
 
 def stand_in(array: Array) -> tuple[Any, ...]:
@@ -74,7 +84,7 @@ def is_array(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Step:
-    """One launch: what must be made for it, its arrays as slots, and the slots that nothing needs after it."""
+    """One launch: what must be made for it, slots of its arrays and numbers, and those that nothing needs after it."""
 
     make: tuple[Make, ...]
     plan: Plan
@@ -130,7 +140,7 @@ def build(call: Call, launcher: Launcher, choice: Choice = Choice()) -> Program:
         DlgpuError: what the op itself raises.
     """
     values = call.symbols()
-    tracer = Tracer(launcher, choice, first=1 + sum(isinstance(value, Symbol) for value in values))
+    tracer = Tracer(launcher, choice, first=1 + sum(isinstance(value, Symbol | Number) for value in values))
     options = dict(zip(call.names, values[call.positional :], strict=True))
     if choice.algorithm is not None:
         options["algorithm"] = choice.algorithm
@@ -156,6 +166,13 @@ class Tracer(KernelOps):
         target, choice = super().target, self._choice
         return replace(target, edge=choice.edge, splits=choice.splits, hopper=choice.hopper or target.hopper)
 
+    def each_call(self, function: Callable[[Any], Any], number: Any) -> Any:
+        if not isinstance(number, Number):
+            return function(number)
+        slot = number.slot
+        self._pending.append(lambda memory: function(memory[slot]))
+        return Number(self._next())
+
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         self._write_down(plan, (), arrays)
 
@@ -166,6 +183,7 @@ class Tracer(KernelOps):
         if plan.empty:
             return
         slots = tuple(0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays)
+        slots += tuple(arg.slot for arg in plan.args if isinstance(arg, Number))
         used = {0 if a is None else a.slot for a in arrays} | set(slots)
         self._steps.append((self._take(), plan, maps, slots, used))
 
@@ -220,15 +238,24 @@ class Replayed:
 
     def __init__(self, backend: KernelBackend, op: str) -> None:
         self._backend, self._op = backend, op
-        self._array = backend.xp.ndarray
+        self._array, self._changing = backend.xp.ndarray, CHANGING.get(op, ())
         self._plainly = getattr(backend, op)  # the method of the class
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        memory, values = [None], []
-        for value in (*args, *options.values()):
+        memory: list[Any] = [None]
+        values: list[Any] = []
+        for value in args:
             if isinstance(value, self._array):
                 memory.append(value)
                 value = stand_in(value)
+            values.append(value)
+        for name, value in options.items():
+            if isinstance(value, self._array):
+                memory.append(value)
+                value = stand_in(value)
+            elif name in self._changing:
+                memory.append(value)
+                value = Number
             values.append(value)
         backend = self._backend
         launcher: Any = backend.launcher

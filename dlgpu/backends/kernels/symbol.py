@@ -101,6 +101,18 @@ class Symbol:
         return Symbol(self.slot, shape, self.dtype, strides, self.address, views, self.moved)
 
 
+class Number:
+    """A number that is another in each call, as an argument of a plan. Nothing can be computed with it: ops pass it on,
+    or give it to `each_call`.
+
+    Attributes:
+        slot: where it will be.
+    """
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+
+
 class SymbolicArrays:
     """The array library whose arrays are symbols. `allocate(kind, shape, dtype)`: kind is "empty" or "zeros"."""
 

@@ -21,6 +21,7 @@ from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.compile import ARCHITECTURES, compile_family
 from dlgpu.backends.kernels.launching import Start
 from dlgpu.backends.kernels.plan import Dim3, Plan
+from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers.gpu import NUMBERS, GpuLauncher, refuse, refuse_count
 from dlgpu.errors import BackendUnavailable
 from dlgpu.files import atomic_file, cache_folder
@@ -44,19 +45,10 @@ class CupyLauncher(GpuLauncher):
         self._function(kernel, shared_bytes)(grid, block, cast(kernel, args, self.xp.ndarray), shared_mem=shared_bytes)
 
     def prepare(self, plan: Plan) -> Start:
-        """The plan as a function of its arrays, with its numbers and structs cast once."""
-        function, first = (
-            self._function(plan.kernel, plan.shared_bytes),
-            len(sources.parameters(plan.kernel)) - len(plan.args),
-        )
-        numbers = cast(plan.kernel, plan.args, self.xp.ndarray, first)
+        """The plan as a function of its arrays and changing numbers, with all other numbers and structs cast once."""
+        function, pack = self._function(plan.kernel, plan.shared_bytes), packed(plan, self.xp.ndarray)
         grid, block, shared = plan.grid, plan.block, plan.shared_bytes
-
-        def start(arrays: list[Any]) -> None:
-            pointers = [NULL if a is None else a for a in arrays]
-            function(grid, block, (*pointers, *numbers), shared_mem=shared)
-
-        return start
+        return lambda values: function(grid, block, pack(values), shared_mem=shared)
 
     def _function(self, kernel: str, shared_bytes: int) -> Any:
         arch = architecture(self.capability)
@@ -109,6 +101,26 @@ def cast(kernel: str, args: tuple[Any, ...], array: type, first: int = 0) -> tup
         if value is None:
             refuse(kernel, first + index, args[index])
     return tuple(result)
+
+
+def packed(plan: Plan, array: type) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What `prepare` does with the arguments: a `Start` that returns them instead of launching."""
+    kernel, first = plan.kernel, len(sources.parameters(plan.kernel)) - len(plan.args)
+    changing = [first + index for index, arg in enumerate(plan.args) if isinstance(arg, Number)]
+    same = cast(kernel, tuple(0 if isinstance(arg, Number) else arg for arg in plan.args), array, first)
+    if not changing:
+        return lambda arrays: (*[NULL if a is None else a for a in arrays], *same)
+    casts = [_casts(kernel, array)[index] for index in changing]
+
+    def pack(values: list[Any]) -> tuple[Any, ...]:
+        args = [NULL if a is None else a for a in values[:first]] + [*same]
+        for index, convert, number in zip(changing, casts, values[first:], strict=True):
+            args[index] = convert(number)
+            if args[index] is None:
+                refuse(kernel, index, number)
+        return tuple(args)
+
+    return pack
 
 
 @cache

@@ -38,7 +38,7 @@ import numpy
 
 from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.backends.kernels import sources
-from dlgpu.backends.kernels.launching import Start
+from dlgpu.backends.kernels.launching import Start, filled
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.tensor_map import Im2col, TensorMap, encodable
 from dlgpu.errors import BackendUnavailable, DlgpuError, ShapeError, UnknownName
@@ -147,7 +147,8 @@ class HostLauncher:
 
     def prepare(self, plan: Plan) -> Start:
         """The plan as a function of its arrays."""
-        return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+        kernel, grid, block, args, shared = plan.kernel, plan.grid, plan.block, plan.args, plan.shared_bytes
+        return lambda values: self.launch(kernel, grid, block, filled(args, values), shared)
 
     def tensor_map(self, description: TensorMap, array: numpy.ndarray) -> numpy.ndarray:
         """What bindings/host/hopper.cpp reads in place of the driver's CUtensorMap; refuses what the driver would."""

@@ -12,8 +12,9 @@ from types import ModuleType
 from typing import Any
 
 from dlgpu.backends.kernels import sources
-from dlgpu.backends.kernels.launching import Start
+from dlgpu.backends.kernels.launching import Start, filled
 from dlgpu.backends.kernels.plan import Dim3, Plan
+from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers.gpu import GpuLauncher
 from dlgpu.errors import BackendUnavailable
 
@@ -75,12 +76,14 @@ class NativeLauncher(GpuLauncher):
         function.launch(grid, block, args, shared_bytes, cuda.runtime.getDevice(), stream)
 
     def prepare(self, plan: Plan) -> Start:
-        """The plan as a function of its arrays."""
+        """The plan as a function of its arrays and changing numbers."""
         start, (grid, block, args, shared) = (
             self._find(plan.kernel).launch,
             (plan.grid, plan.block, plan.args, plan.shared_bytes),
         )
         current, device = self.xp.cuda.get_current_stream, self.xp.cuda.runtime.getDevice
+        if any(isinstance(arg, Number) for arg in args):
+            return lambda values: start(grid, block, filled(args, values), shared, device(), current().ptr)
         return lambda arrays: start(grid, block, (*arrays, *args), shared, device(), current().ptr)
 
     def _find(self, kernel: str) -> Any:
