@@ -14,6 +14,7 @@ import numpy as np
 
 from dlgpu import memory_format
 from dlgpu.backends import precision, reference, tuning
+from dlgpu.backends.kernels.launching import filled
 from dlgpu.bench.cases import Case
 from dlgpu.bench.measure import Call, Clock, EventClock, WallClock, Work, cycle, one_by_one, repeated
 from dlgpu.bench.ops import Arrays
@@ -156,7 +157,8 @@ class _Log:
         self._launcher.launch(kernel, grid, block, args, shared_bytes)
 
     def prepare(self, plan: Any) -> Any:
-        return lambda arrays: self.launch(plan.kernel, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+        kernel, grid, block, args, shared = plan.kernel, plan.grid, plan.block, plan.args, plan.shared_bytes
+        return lambda values: self.launch(kernel, grid, block, filled(args, values), shared)
 
 
 class Torch:
