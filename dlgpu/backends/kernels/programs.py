@@ -7,6 +7,7 @@ which the program is kept. So a call costs a look-up, its allocations and its la
 
 from __future__ import annotations
 
+import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -240,6 +241,7 @@ class Replayed:
         self._backend, self._op = backend, op
         self._array, self._changing = backend.xp.ndarray, CHANGING.get(op, ())
         self._plainly = getattr(backend, op)  # the method of the class
+        self.__signature__ = inspect.signature(self._plainly)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         memory: list[Any] = [None]
