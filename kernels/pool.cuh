@@ -33,7 +33,7 @@ __device__ inline Place place_of(unsigned i, int C, int height, int width, bool 
 
 // x (N, C, H, W) -> y, argmax (N, C, P, Q). A is uint8, or uint16 for windows of more than 256 places.
 template <typename T, typename A, int V>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 4)  // left alone, the compiler spills to have fewer registers
     max_pool2d(const T* __restrict__ x, T* __restrict__ y, A* __restrict__ argmax, Window2d g, Strides x_strides, Strides y_strides) {
   const unsigned count = g.N * g.C * g.P * g.Q / V;
   for (unsigned i = first_index(); i < count; i += index_step()) {
