@@ -968,7 +968,7 @@ def test_an_interrupted_command_keeps_what_it_has(tmp_path: Path, number: int, c
         if "float32" in line:
             break
     os.killpg(process.pid, number)  # as a terminal does: the worker gets it too
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (code, "")
     assert "interrupted" in out
     kept = run.Results.read(tmp_path / "here" / "results.json")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import multiprocessing
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,7 +52,7 @@ class Worker:
         context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=target, args=(settings, theirs), daemon=True)
-        with _ignoring(signal.SIGINT):  # inherited: Ctrl-C while the worker starts would print its traceback
+        with _delayed(signal.SIGINT):  # Ctrl-C while the worker starts would print its traceback
             self._process.start()
         theirs.close()
 
@@ -86,16 +85,13 @@ class Worker:
 
 
 @contextmanager
-def _ignoring(number: int) -> Iterator[None]:
-    """A signal is ignored inside."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may decide about signals
-        yield
-        return
-    before = signal.signal(number, signal.SIG_IGN)
+def _delayed(number: int) -> Iterator[None]:
+    """A signal that comes inside is delivered afterwards; a process that is started inside never gets it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     try:
         yield
     finally:
-        signal.signal(number, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @dataclass
