@@ -53,7 +53,7 @@ EXPERIMENTS = {
     "lenet5_fashion": Experiment(
         (Config("lenet5", dataset="fashion-mnist", epochs=20, augment=("shift", "flip")),), 0.90
     ),
-    # CPU budgets: a quarter of an hour each on two cores (the second learns from a third of the images)
+    # CPU budgets: half an hour each on two cores (the second learns from a third of the images)
     "mobilenet_fashion": Experiment(
         (Config("mobilenet_v1", dataset="fashion-mnist", epochs=3, model_options=("width_mult=0.25",)),), 0.85
     ),
