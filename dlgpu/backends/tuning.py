@@ -34,13 +34,19 @@ def current() -> Tuning:
 
 
 @contextmanager
-def autotune(enabled: bool = True) -> Iterator[None]:
-    """Whether kernels are tried out, inside a `with` block (`dlgpu.backends.kernels.autotune` says how)."""
-    token = _current.set(current()._replace(autotune=enabled))
+def _changed(**settings: int) -> Iterator[None]:
+    token = _current.set(current()._replace(**settings))
     try:
         yield
     finally:
         _current.reset(token)
+
+
+@contextmanager
+def autotune(enabled: bool = True) -> Iterator[None]:
+    """Whether kernels are tried out, inside a `with` block (`dlgpu.backends.kernels.autotune` says how)."""
+    with _changed(autotune=enabled):
+        yield
 
 
 @contextmanager
@@ -52,11 +58,8 @@ def workspace_limit(limit: int) -> Iterator[None]:
     """
     if limit < 0:
         raise ShapeError(f"[workspace_limit] limit must be a number of bytes >= 0; got {limit}")
-    token = _current.set(current()._replace(workspace_limit=limit))
-    try:
+    with _changed(workspace_limit=limit):
         yield
-    finally:
-        _current.reset(token)
 
 
 @contextmanager
@@ -66,8 +69,5 @@ def hopper(columns: int = 256) -> Iterator[None]:
     columns: of their tiles, 256 or 128. Only for a GPU of capability 9.0; elsewhere nothing changes. Without it those
     kernels run where `autotune` has found them right and faster.
     """
-    token = _current.set(current()._replace(hopper=columns))
-    try:
+    with _changed(hopper=columns):
         yield
-    finally:
-        _current.reset(token)
