@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from dlgpu.errors import ShapeError
 
@@ -34,7 +34,7 @@ def current() -> Tuning:
 
 
 @contextmanager
-def _changed(**settings: int) -> Iterator[None]:
+def _changed(**settings: Any) -> Iterator[None]:
     token = _current.set(current()._replace(**settings))
     try:
         yield
