@@ -120,37 +120,25 @@ def warp_words(host: HostLauncher) -> None:
         lane ^ 1,
         np.full(32, sum(1 << i for i in range(0, 32, 3)), np.int64).astype(np.int32),
         lane < 16,
-        np.full(32, 32 + 4 + 31),
+        np.full(32, -1),
         (lane ^ 16) + 1,
     ]
     np.testing.assert_array_equal(out, np.array(expected).T)
 
 
 def block_votes(host: HostLauncher) -> None:
-    out = np.zeros((70, 3), np.int32)
+    out = np.full((70, 2), -1, np.int32)
     host.launch("block_votes", (1, 1, 1), (70, 1, 1), (out,))
-    np.testing.assert_array_equal(out, [[35, 1, 1]] * 70)
+    np.testing.assert_array_equal(out, [[1, 0]] * 70)
 
 
 def functions(host: HostLauncher) -> None:
     x = np.array([0.5, 1.0, 2.5, 3.75, 7.0], np.float32)  # exact in bfloat16 too
-    out = np.zeros((5, 12), np.float32)
+    out = np.zeros((5, 6), np.float32)
     host.launch("functions", (1, 1, 1), (32, 1, 1), (x, out, 5))
-    wide = x.astype(np.float64)
-    rounded = [1, 1, 1, 1, np.float16, np.float16, 1, ml_dtypes.bfloat16, 1, 1, 1, 1]
-    expected: list[Any] = [wide**-0.5, np.exp(wide), 1 / wide, wide * wide + 1, wide * wide + wide, np.exp(wide)]
-    square = (wide * wide).astype(ml_dtypes.bfloat16).astype(np.float64)  # rounded after each operation
-    expected += [
-        (square + wide).astype(ml_dtypes.bfloat16),
-        wide**0.5,
-        np.rint(wide),
-        wide,
-        np.minimum(wide, 2),
-        wide**2,
-    ]
-    for got, want, kind in zip(out.T, expected, rounded, strict=True):
-        want = np.asarray(want).astype(np.float64 if kind == 1 else kind).astype(np.float64)
-        np.testing.assert_allclose(got, want, rtol=3e-7)
+    rounded = (x * x).astype(ml_dtypes.bfloat16).astype(np.float32) + x  # after each operation
+    expected = [x * x + 1, rounded.astype(ml_dtypes.bfloat16), x, np.minimum(x, 2), np.maximum(np.arange(5), 2), x]
+    np.testing.assert_array_equal(out.T, [np.asarray(column, np.float32) for column in expected])
 
 
 def good_twins(host: HostLauncher) -> None:
@@ -427,7 +415,7 @@ def test_wrong_counts_structs_and_limits(any_host: HostLauncher) -> None:
     ]:
         with pytest.raises(RuntimeError, match=rule):
             any_host.launch("blocks_overlap<false>", grid, block, (x,), shared)
-    with pytest.raises(ValueError, match="order is one of forward random reverse; got 'up'"):
+    with pytest.raises(UnknownName, match="unknown order 'up'"):
         any_host.configure(order="up")
 
 

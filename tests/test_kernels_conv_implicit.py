@@ -102,16 +102,21 @@ def test_the_three_products(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("channels", [(8, 16), (3, 5)])
+@pytest.mark.parametrize(("channels", "filters", "groups"), [(8, 16, 1), (3, 5, 1), (16, 32, 2)])
 @pytest.mark.parametrize("size", [(6, 6), (9, 7), (13, 21)])
-def test_fused_epilogues(kernels: Any, kind: str, channels: tuple[int, int], size: tuple[int, int]) -> None:  # noqa: F811
+def test_fused_epilogues(
+    kernels: Any,  # noqa: F811
+    kind: str,
+    channels: int,
+    filters: int,
+    groups: int,
+    size: tuple[int, int],
+) -> None:
     dtype, chosen, loss = KINDS[kind]
-    x, w = (
-        values(1, (2, channels[0], *size), dtype, "channels_last"),
-        values(2, (channels[1], channels[0], 3, 3), dtype),
-    )
-    b, added = values(3, (channels[1],), dtype), values(4, (2, channels[1], *size), dtype)
-    how: dict[str, Any] = dict(padding=1)
+    x = values(1, (2, channels, *size), dtype, "channels_last")
+    w = values(2, (filters, channels // groups, 3, 3), dtype)
+    b, added = values(3, (filters,), dtype), values(4, (2, filters, *size), dtype)
+    how: dict[str, Any] = dict(padding=1, groups=groups)
     truth = reference.conv2d(*wide(x, w, b, added), activation="relu", **how)
     sizes = reference.conv2d(*wide(abs(x), abs(w), abs(b), abs(added)), **how)
     with precision.use(chosen):

@@ -17,16 +17,13 @@ namespace dl::host {
 constexpr unsigned kMaxThreads = 1024, kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
 
 struct Kernel {
-  std::string name;  // as canonical() spells it
+  std::string name;
   const Parameter* parameters;
   int count;
   Function function;
   void (*call)(Function kernel, void** arguments);
 };
 std::vector<Kernel>& kernels();  // one for each DL_KERNEL line of the linked files
-
-// "f< float,8 >" -> "f<float, 8>": the same name however it is spaced.
-std::string canonical(const std::string& name);
 
 struct Copy {  // one cp.async
   void* to;
@@ -78,7 +75,7 @@ struct Argument {  // memory that the kernel may touch
   std::string name;
 };
 
-enum class Order { forward, reverse, random };
+enum class Order { forward, reverse, random };  // in the order of those in launchers/host.py
 enum class Copies { late, early, random };
 struct Options {
   Order order = Order::forward, block_order = Order::forward;

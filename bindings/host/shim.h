@@ -1,4 +1,5 @@
-// CUDA's device vocabulary for g++: common.cuh includes this instead of nvcc's built-ins when DL_HOST is defined.
+// The part of CUDA's device vocabulary that the kernels use, for g++: common.cuh includes this instead of nvcc's built-ins
+// when DL_HOST is defined.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -38,18 +39,10 @@ constexpr int warpSize = 32;
 // ---- barriers ----
 #define DL_CALLER const char *file = __builtin_FILE(), int line = __builtin_LINE()  // defaults are taken at the call
 DL_THIN void __syncthreads(DL_CALLER) { dl::host::barrier("__syncthreads", false, file, line); }
-DL_THIN int __syncthreads_count(int predicate, DL_CALLER) {
-  return dl::host::barrier("__syncthreads_count", predicate, file, line);
-}
 DL_THIN int __syncthreads_or(int predicate, DL_CALLER) {
   return dl::host::barrier("__syncthreads_or", predicate, file, line) > 0;
 }
-DL_THIN int __syncthreads_and(int predicate, DL_CALLER) {
-  return dl::host::barrier("__syncthreads_and", !predicate, file, line) == 0;
-}
 DL_THIN void __syncwarp(unsigned mask = 0xffffffffu) { dl::host::sync_warp(mask); }
-DL_THIN void __threadfence() {}  // memory is sequentially consistent here
-DL_THIN void __threadfence_block() {}
 
 // ---- warp ----
 #define DL_SHUFFLE(name, kind, Operand)                                                       \
@@ -81,48 +74,36 @@ DL_THIN unsigned __activemask() { return dl::host::live_lanes(); }
     return old;                                                                             \
   }
 DL_ATOMIC(atomicAdd, old + value)
-DL_ATOMIC(atomicSub, old - value)
 DL_ATOMIC(atomicMax, value > old ? value : old)
 DL_ATOMIC(atomicMin, value < old ? value : old)
 DL_ATOMIC(atomicExch, value)
-DL_ATOMIC(atomicAnd, old& value)
-DL_ATOMIC(atomicOr, old | value)
-DL_ATOMIC(atomicXor, old ^ value)
-DL_ATOMIC(atomicInc, old >= value ? 0 : old + 1)
 #undef DL_ATOMIC
-template <typename T>
-__attribute__((noinline, no_sanitize_thread)) T atomicCAS(T* p, std::common_type_t<T> expected,
-                                                          std::common_type_t<T> value) {
-  dl::host::note_atomic(p, sizeof(T), __builtin_return_address(0));
-  T old = *p;
-  if (old == expected) *p = value;
-  return old;
-}
-
-// Cache hints, which mean a plain load or store here.
-#define DL_LOAD(name)          \
-  template <typename T>        \
-  DL_THIN T name(const T* p) { \
-    return *p;                 \
-  }
-DL_LOAD(__ldg)
-DL_LOAD(__ldca)
-DL_LOAD(__ldcg)
-DL_LOAD(__ldcs)
-DL_LOAD(__ldcv)
-DL_LOAD(__ldlu)
-#undef DL_LOAD
-#define DL_STORE(name)                                   \
-  template <typename T>                                  \
-  DL_THIN void name(T* p, std::common_type_t<T> value) { \
-    *p = value;                                          \
-  }
-DL_STORE(__stcg)
-DL_STORE(__stcs)
-DL_STORE(__stwb)
-DL_STORE(__stwt)
-#undef DL_STORE
 
 DL_THIN void __trap() { dl::host::fail("__trap()"); }
 
-#include "device_math.h"
+// ---- numbers ----
+template <typename To, typename From>
+DL_THIN To dl_bits(From from) {
+  static_assert(sizeof(To) == sizeof(From), "");
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+DL_THIN float __int_as_float(int x) { return dl_bits<float>(x); }
+DL_THIN float __uint_as_float(unsigned x) { return dl_bits<float>(x); }
+DL_THIN unsigned __float_as_uint(float x) { return dl_bits<unsigned>(x); }
+
+// As CUDA has them: of two integers or of two floats, also of unlike sizes. Those of floats drop a NaN, like fminf.
+#define DL_EXTREME(name, of_floats, b_wins)                                                          \
+  template <typename A, typename B>                                                                  \
+  DL_THIN constexpr std::common_type_t<A, B> name(A a, B b) {                                        \
+    static_assert(std::is_floating_point_v<A> == std::is_floating_point_v<B>, "ambiguous for nvcc"); \
+    using T = std::common_type_t<A, B>;                                                              \
+    if constexpr (std::is_floating_point_v<T>)                                                       \
+      return T(of_floats(T(a), T(b)));                                                               \
+    else                                                                                             \
+      return b_wins ? T(b) : T(a);                                                                   \
+  }
+DL_EXTREME(min, std::fmin, T(b) < T(a))
+DL_EXTREME(max, std::fmax, T(a) < T(b))
+#undef DL_EXTREME

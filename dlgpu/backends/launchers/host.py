@@ -41,6 +41,8 @@ from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.launching import Start, filled
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.tensor_map import Im2col, TensorMap, encodable
+from dlgpu.backends.launchers import host_arguments
+from dlgpu.backends.launchers.host_arguments import Parameter
 from dlgpu.errors import BackendUnavailable, DlgpuError, ShapeError, UnknownName
 from dlgpu.files import cache_folder
 
@@ -60,6 +62,7 @@ FLAVOURS: dict[str, tuple[list[str], list[str], list[str]]] = {
         [],
     ),
 }
+ORDERS, COPIES = ("forward", "reverse", "random"), ("late", "early", "random")  # as in bindings/host/block.h
 _COMMON = ["-std=c++17", "-O2", "-fPIC", "-DDL_HOST", "-Wno-unknown-pragmas", "-Wno-psabi"]
 _COMMON += ["-fno-strict-aliasing"]  # kernels read floats as float4
 _COMMON += ["-fvisibility=hidden", "-fno-gnu-unique"]  # two flavours in one process must not share statics
@@ -101,17 +104,19 @@ class HostLauncher:
         assert spec
         self._module: Any = importlib.util.module_from_spec(spec)
         loader.exec_module(self._module)
+        self._kernels: dict[str, tuple[str, list[Parameter]]] = {}  # by canonical name; as its DL_KERNEL line spells it
+        for line in self._module.names():
+            found = line, [Parameter(*fields) for fields in self._module.parameters(line)]
+            if self._kernels.setdefault(_canonical(line), found) is not found:
+                raise DlgpuError(f"[host launcher] two DL_KERNEL lines register {line}")
 
     def kernels(self) -> list[str]:
         """What the DL_KERNEL lines name."""
-        return self._module.names()
+        return list(self._kernels)
 
     def signature(self, kernel: str) -> list[str]:
         """The kernel's parameter types as C++ spells them: "const float*", "int", "dl::Pool2d"."""
-        try:
-            return self._module.signature(kernel)
-        except KeyError:
-            raise UnknownName("host launcher", "kernel", kernel, self.kernels()) from None
+        return [parameter.text for parameter in self._kernel(kernel)[1]]
 
     def launch(
         self,
@@ -134,12 +139,18 @@ class HostLauncher:
             TypeError, ValueError, OverflowError: an argument does not fit the kernel's parameter.
             RuntimeError: the launch breaks a limit, or the kernel a rule of CUDA: which, where, in which thread.
         """
+        name, parameters = self._kernel(kernel)
+        values, memory = host_arguments.packed(name, parameters, args)
         try:
-            self._module.launch(kernel, grid, block, args, shared_bytes)
-        except KeyError:
-            raise UnknownName("host launcher", "kernel", kernel, self.kernels()) from None
+            self._module.launch(name, grid, block, values, memory, shared_bytes)
         except RuntimeError as error:
             raise RuntimeError(_positions_to_lines(self._library, str(error))) from None
+
+    def _kernel(self, kernel: str) -> tuple[str, list[Parameter]]:
+        try:
+            return self._kernels[_canonical(kernel)]
+        except KeyError:
+            raise UnknownName("host launcher", "kernel", kernel, self._kernels) from None
 
     def identity(self) -> dict[str, str]:
         """Of the processor."""
@@ -166,7 +177,14 @@ class HostLauncher:
         self, order: str = "forward", block_order: str = "forward", copies: str = "late", seed: int = 0
     ) -> None:
         """The order of threads and blocks (forward, reverse, random); when cp.async lands (late, early, random)."""
-        self._module.configure(order, block_order, copies, seed)
+        for what, value, known in [
+            ("order", order, ORDERS),
+            ("order", block_order, ORDERS),
+            ("copies", copies, COPIES),
+        ]:
+            if value not in known:
+                raise UnknownName("host launcher", what, value, known)
+        self._module.configure(ORDERS.index(order), ORDERS.index(block_order), COPIES.index(copies), seed)
 
     def bank_conflicts(self) -> dict[str, float]:
         """Line -> passes through shared memory per pass needed, of the last launch (check flavour, its first block)."""
@@ -177,6 +195,11 @@ class HostLauncher:
             total[0] += taken
             total[1] += needed
         return {line: taken / needed for line, (taken, needed) in passes.items()}
+
+
+def _canonical(kernel: str) -> str:
+    """ "f< float,8 >" -> "f<float, 8>": the same name however it is spaced."""
+    return re.sub(r"\s*([<>,])\s*", r"\1", kernel.strip()).replace(",", ", ")
 
 
 def check_requirements() -> None:
