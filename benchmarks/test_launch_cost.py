@@ -24,8 +24,8 @@ import pytest
 from dlgpu.backends.kernels import KernelBackend
 from dlgpu.backends.launchers.cupy import cast, packed
 from dlgpu.bench import check
+from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case, select, tiny
-from dlgpu.bench.contestants import arranged
 
 
 class Addressed(np.ndarray):

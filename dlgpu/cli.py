@@ -463,7 +463,7 @@ def list_models(name: str | None, model_options: tuple[str, ...], **sizes: int |
 )
 @click.option("--autotune", is_flag=True, help="our kernels are those that dlgpu.autotune() finds fastest here")
 @click.option("--layout", default="channels_last", show_default=True, help="of our images: or contiguous")
-@click.option("--compare", multiple=True, help="numpy, torch, cublas or none [default: all that are installed]")
+@click.option("--compare", multiple=True, help="numpy, torch, cublas, cudnn or none [default: all that are installed]")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, or host-kernels (emulated, tiny)")
 @click.option("--tiny", is_flag=True, help="small arrays: for sanitizers and for trying things out")
 @click.option("--check-only", is_flag=True, help="right or wrong, no times")

@@ -1,4 +1,5 @@
-"""Who can run a case: this library, its NumPy reference, PyTorch, and the array library's own product (cuBLAS).
+"""Who can run a case: this library, its NumPy reference, PyTorch, the array library's own product
+(cuBLAS), and cuDNN's own convolutions.
 
 A contestant gets the same numbers as all others, in the memory format that it likes best, and gives back functions
 without arguments. What it cannot do raises `BackendUnavailable`, which becomes a row of the report.
@@ -12,16 +13,17 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from dlgpu import memory_format
 from dlgpu.backends import precision, reference, tuning
 from dlgpu.backends.kernels.launching import filled
+from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case
+from dlgpu.bench.cudnn_frontend import Cudnn
 from dlgpu.bench.measure import Call, Clock, EventClock, WallClock, Work, cycle, one_by_one, repeated
 from dlgpu.bench.ops import Arrays
 from dlgpu.errors import BackendUnavailable
 from dlgpu.memory_format import MemoryFormat
 
-BASELINES = ("numpy", "torch", "cublas")
+BASELINES = ("numpy", "torch", "cublas", "cudnn")
 HOPPER = "hopper"  # as an algorithm: the kernels that `dlgpu.backends.tuning.hopper` forces
 
 
@@ -51,16 +53,6 @@ class Contestant(Protocol):
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
         """The calls, ready to be timed."""
         ...
-
-
-def arranged(xp: Any, case: Case, arrays: Arrays, layout: MemoryFormat, filters: MemoryFormat) -> Arrays:
-    """4-D arrays in the layout (weights in that of `filters`); own copies of what the op changes."""
-    found = {}
-    for name, a in arrays.items():
-        if a.ndim == 4:
-            a = memory_format.convert(xp, a, case.what.layout or (filters if name == "w" else layout))
-        found[name] = a.copy() if name in case.what.changes else a
-    return found
 
 
 class Ours:
@@ -292,6 +284,8 @@ def baselines(names: Sequence[str], clock: Clock) -> tuple[list[Contestant], dic
                 )
             elif name == "cublas":
                 found.append(Cublas(clock))
+            elif name == "cudnn":
+                found.append(Cudnn(clock))
             else:
                 found += [Torch(clock, "contiguous"), Torch(clock, "channels_last")]
         except BackendUnavailable as error:
