@@ -53,8 +53,13 @@ class OnDevice:
         return call
 
     def _to(self, a: np.ndarray) -> Any:
-        out = memory_format.empty(self.backend.xp, a.shape, a.dtype, memory_format.of(a))
-        out[...] = self.backend.xp.asarray(a)
+        xp = self.backend.xp
+        if a.ndim == 4 and a.size and not any(memory_format.is_stored(a, layout) for layout in LAYOUTS):
+            reach = sum((size - 1) * step // a.itemsize for size, step in zip(a.shape, a.strides, strict=True))
+            out = xp.lib.stride_tricks.as_strided(xp.zeros(reach + 1, a.dtype), a.shape, a.strides)  # with its gaps
+        else:
+            out = memory_format.empty(xp, a.shape, a.dtype, memory_format.of(a))
+        out[...] = xp.asarray(a)
         return out
 
     def _from(self, a: Any) -> Any:
