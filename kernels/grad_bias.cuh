@@ -11,9 +11,15 @@ struct Total {
 };
 
 // grad_output (N, C, spatial) -> slabs (parts, C), which add_slabs (gemm_tc.cuh) adds up.
-template <typename T>
-__global__ void __launch_bounds__(256) grad_bias(const T* __restrict__ grad_output, float* __restrict__ slabs, Norm g) {
-  channel_parts(g, reinterpret_cast<Total*>(slabs), [&](Total& own, int at, int, int) { own.sum += to_float(grad_output[at]); });
+template <typename T, int V>
+__global__ void __launch_bounds__(256)
+    grad_bias(const T* __restrict__ grad_output, float* __restrict__ slabs, Norm g, int across) {
+  channel_parts<V>(g, across, reinterpret_cast<Total*>(slabs), [&](Total(&own)[V], int at, int, int) {
+    float d[V];
+    load<V>(grad_output + at, true, d);
+#pragma unroll
+    for (int v = 0; v < V; ++v) own[v].sum += d[v];
+  });
 }
 
 }  // namespace dl

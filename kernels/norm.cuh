@@ -6,21 +6,28 @@
 
 namespace dl {
 
-__device__ inline float value_or(const float* vector, int index, float otherwise) {
-  return vector == nullptr ? otherwise : vector[index];
-}
-
-// y as it is stored: with the residual added (may be null), and above zero if asked.
-template <typename T>
-__device__ inline T finished(float y, const T* residual, int at, int relu) {
-  if (residual != nullptr) y += to_float(residual[at]);
-  return from_float<T>(relu && y < 0.0f ? 0.0f : y);  // NaN stays
+// Stores V values of y, with the residual added (may be null), and above zero if asked.
+template <int V, typename T>
+__device__ inline void finish(float (&y)[V], const T* residual, T* out, int at, int relu) {
+  float added[V];
+  load<V>(residual + at, residual != nullptr, added);
+#pragma unroll
+  for (int v = 0; v < V; ++v) {
+    y[v] += added[v];
+    y[v] = relu && y[v] < 0.0f ? 0.0f : y[v];  // NaN stays
+  }
+  store<V>(out + at, y);
 }
 
 // The gradient before a fused ReLU whose output is y; null: there was none.
-template <typename T>
-__device__ inline float passed(const T* grad_output, const T* y, int at) {
-  return y == nullptr || to_float(y[at]) > 0.0f ? to_float(grad_output[at]) : 0.0f;
+template <int V, typename T>
+__device__ inline void passed(const T* grad_output, const T* y, int at, float (&d)[V]) {
+  load<V>(grad_output + at, true, d);
+  if (y == nullptr) return;
+  float outputs[V];
+  load<V>(y + at, true, outputs);
+#pragma unroll
+  for (int v = 0; v < V; ++v) d[v] = outputs[v] > 0.0f ? d[v] : 0.0f;
 }
 
 // Mean and sum of squared distances from it of `count` values (Welford 1962), and of two sets together (Chan, Golub and
@@ -28,11 +35,17 @@ __device__ inline float passed(const T* grad_output, const T* y, int at) {
 struct Moments {
   float count, mean, squares;
 
-  __device__ void add(float value) {
-    count += 1.0f;
-    const float distance = value - mean;
-    mean += distance / count;
-    squares += distance * (value - mean);
+  // Adds a value to each of V; all have seen as many, so that one division serves them.
+  template <int V>
+  static __device__ void add(Moments (&own)[V], const float (&values)[V]) {
+    const float count = own[0].count + 1.0f, share = 1.0f / count;
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float distance = values[v] - own[v].mean;
+      own[v].count = count;
+      own[v].mean += distance * share;
+      own[v].squares += distance * (values[v] - own[v].mean);
+    }
   }
   static __device__ Moments join(Moments a, Moments b) {
     const float count = a.count + b.count;
@@ -65,10 +78,14 @@ __global__ void __launch_bounds__(256)
 // --- batch norm -------------------------------------------------------------------------------------------------------
 
 // Moments of each channel in parts: slabs (parts, C, 3).
-template <typename T>
-__global__ void __launch_bounds__(256) batch_norm_moments(const T* __restrict__ x, float* __restrict__ slabs, Norm g) {
-  channel_parts(g, reinterpret_cast<Moments*>(slabs),
-                [&](Moments& own, int at, int, int) { own.add(to_float(x[at])); });
+template <typename T, int V>
+__global__ void __launch_bounds__(256)
+    batch_norm_moments(const T* __restrict__ x, float* __restrict__ slabs, Norm g, int across) {
+  channel_parts<V>(g, across, reinterpret_cast<Moments*>(slabs), [&](Moments(&own)[V], int at, int, int) {
+    float values[V];
+    load<V>(x + at, true, values);
+    Moments::add(own, values);
+  });
 }
 
 // mean and rstd of each channel; running statistics (null: none) move by `momentum`, with the unbiased variance.
@@ -86,59 +103,85 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-// y = (x - mean) * rstd * weight + bias; weight and bias may be null. One thread per element.
-template <typename T>
+// y = (x - mean) * rstd * weight + bias; weight and bias may be null. V elements per thread and round.
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     batch_norm_apply(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
                      const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ residual,
                      T* __restrict__ y, Norm g, int relu) {
-  const unsigned count = g.N * g.C * g.spatial;
-  for (unsigned at = first_index(); at < count; at += index_step()) {
-    const int c = channel_at(g, at);
-    const float scale = rstd[c] * value_or(weight, c, 1.0f);
-    y[at] = finished((to_float(x[at]) - mean[c]) * scale + value_or(bias, c, 0.0f), residual, at, relu);
+  const unsigned vectors = g.N * g.C * g.spatial / V;
+  for (unsigned j = first_index(); j < vectors; j += index_step()) {
+    const int at = V * j, c = channel_at(g, at);
+    float values[V], m[V], r[V], w[V], b[V];
+    load<V>(x + at, true, values);
+    of_channels(g, mean, c, 0.0f, m);
+    of_channels(g, rstd, c, 0.0f, r);
+    of_channels(g, weight, c, 1.0f, w);
+    of_channels(g, bias, c, 0.0f, b);
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = (values[v] - m[v]) * (r[v] * w[v]) + b[v];
+    finish(values, residual, y, at, relu);
   }
 }
 
 // The parts of grad_weight and grad_bias: slabs (parts, C, 2).
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     batch_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g) {
-  channel_parts(g, reinterpret_cast<Pair*>(slabs), [&](Pair& own, int at, int c, int) {
-    const float d = passed(grad_output, y, at);
-    own.along += d * (to_float(x[at]) - mean[c]) * rstd[c];
-    own.sum += d;
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g, int across) {
+  channel_parts<V>(g, across, reinterpret_cast<Pair*>(slabs), [&](Pair(&own)[V], int at, int c, int) {
+    float d[V], values[V], m[V], r[V];
+    passed(grad_output, y, at, d);
+    load<V>(x + at, true, values);
+    of_channels(g, mean, c, 0.0f, m);
+    of_channels(g, rstd, c, 0.0f, r);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      own[v].along += d[v] * (values[v] - m[v]) * r[v];
+      own[v].sum += d[v];
+    }
   });
 }
 
 // grad_input; with `training` less the parts of the gradient that mean and rstd absorb.
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     batch_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
                     const float* __restrict__ mean, const float* __restrict__ rstd, const float* __restrict__ grad_weight,
                     const float* __restrict__ grad_bias, const T* __restrict__ y, T* __restrict__ grad_input, Norm g, int training) {
-  const unsigned count = g.N * g.C * g.spatial;
+  const unsigned vectors = g.N * g.C * g.spatial / V;
   const float share = training ? 1.0f / (g.N * g.spatial) : 0.0f;
-  for (unsigned at = first_index(); at < count; at += index_step()) {
-    const int c = channel_at(g, at);
-    const float normalised = (to_float(x[at]) - mean[c]) * rstd[c];
-    const float d = passed(grad_output, y, at) - share * grad_bias[c] - normalised * (share * grad_weight[c]);
-    grad_input[at] = from_float<T>(d * rstd[c] * value_or(weight, c, 1.0f));
+  for (unsigned j = first_index(); j < vectors; j += index_step()) {
+    const int at = V * j, c = channel_at(g, at);
+    float d[V], values[V], m[V], r[V], w[V], along[V], sum[V];
+    passed(grad_output, y, at, d);
+    load<V>(x + at, true, values);
+    of_channels(g, mean, c, 0.0f, m);
+    of_channels(g, rstd, c, 0.0f, r);
+    of_channels(g, weight, c, 1.0f, w);
+    of_channels(g, grad_weight, c, 0.0f, along);
+    of_channels(g, grad_bias, c, 0.0f, sum);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      const float normalised = (values[v] - m[v]) * r[v];
+      d[v] = (d[v] - share * sum[v] - normalised * (share * along[v])) * (r[v] * w[v]);
+    }
+    store<V>(grad_input + at, d);
   }
 }
 
 // --- group norm: one block per (sample, group) ------------------------------------------------------------------------
 
-// The j-th element of a group along memory, j in [0, C/G * spatial), and its channel.
+// Vector number j of a group along memory, j in [0, C/G * spatial / V), and the channel of its first element.
 struct Member {
   int at, c;
 };
+template <int V>
 __device__ inline Member member(const Norm& g, int n, int group, int j) {
-  const int per_group = g.C / g.G;
-  const int c = group * per_group + (g.stride_c == 1 ? j % per_group : j / g.spatial);
-  const int i = g.stride_c == 1 ? j / per_group : j % g.spatial;
-  return {norm_offset(g, n, c, i), c};
+  const int per_group = g.C / g.G, line = side_by_side(g) ? per_group : g.spatial;
+  const int across = j / (line / V), along = j % (line / V) * V;
+  const int c = group * per_group + (side_by_side(g) ? along : across);
+  return {norm_offset(g, n, c, side_by_side(g) ? across : along), c};
 }
 
 // Every thread of a block of 256 calls this with its own, and gets those of all values, joined in a fixed order.
@@ -159,20 +202,31 @@ __device__ inline Moments block_moments(Moments own) {
   return all;
 }
 
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     group_norm(const T* __restrict__ x, const float* __restrict__ weight, const float* __restrict__ bias,
                const T* __restrict__ residual, T* __restrict__ y, float* __restrict__ mean_out, float* __restrict__ rstd_out,
                Norm g, float eps, int relu) {
-  const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, per_group = g.C / g.G, count = per_group * g.spatial;
-  Moments own = {};
-  for (int j = threadIdx.x; j < count; j += blockDim.x) own.add(to_float(x[member(g, n, group, j).at]));
-  const Moments all = block_moments(own);
+  const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, count = g.C / g.G * g.spatial;
+  Moments own[V] = {};
+  for (int j = threadIdx.x; j < count / V; j += blockDim.x) {
+    float values[V];
+    load<V>(x + member<V>(g, n, group, j).at, true, values);
+    Moments::add(own, values);
+  }
+#pragma unroll
+  for (int v = 1; v < V; ++v) own[0] = Moments::join(own[0], own[v]);
+  const Moments all = block_moments(own[0]);
   const float mean = all.mean, rstd = 1.0f / sqrtf(all.squares / count + eps);
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const auto [at, c] = member(g, n, group, j);
-    const float scale = rstd * value_or(weight, c, 1.0f);
-    y[at] = finished((to_float(x[at]) - mean) * scale + value_or(bias, c, 0.0f), residual, at, relu);
+  for (int j = threadIdx.x; j < count / V; j += blockDim.x) {
+    const auto [at, c] = member<V>(g, n, group, j);
+    float values[V], w[V], b[V];
+    load<V>(x + at, true, values);
+    of_channels(g, weight, c, 1.0f, w);
+    of_channels(g, bias, c, 0.0f, b);
+#pragma unroll
+    for (int v = 0; v < V; ++v) values[v] = (values[v] - mean) * (rstd * w[v]) + b[v];
+    finish(values, residual, y, at, relu);
   }
   if (threadIdx.x == 0) {
     mean_out[blockIdx.x] = mean;
@@ -180,39 +234,64 @@ __global__ void __launch_bounds__(256)
   }
 }
 
-template <typename T>
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     group_norm_grad(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ weight,
                     const float* __restrict__ mean, const float* __restrict__ rstd, const T* __restrict__ y,
                     T* __restrict__ grad_input, Norm g) {
-  const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, per_group = g.C / g.G, count = per_group * g.spatial;
+  const int n = blockIdx.x / g.G, group = blockIdx.x % g.G, count = g.C / g.G * g.spatial;
   const float m = mean[blockIdx.x], r = rstd[blockIdx.x];
   float sum = 0.0f, along = 0.0f;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const auto [at, c] = member(g, n, group, j);
-    const float d = passed(grad_output, y, at) * value_or(weight, c, 1.0f);
-    sum += d;
-    along += d * (to_float(x[at]) - m) * r;
+  // Per element: the gradient by the normalised value, and that value. Returns where they lie.
+  const auto read = [&](int j, float(&d)[V], float(&normalised)[V]) {
+    const auto [at, c] = member<V>(g, n, group, j);
+    float w[V];
+    passed(grad_output, y, at, d);
+    load<V>(x + at, true, normalised);
+    of_channels(g, weight, c, 1.0f, w);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      d[v] *= w[v];
+      normalised[v] = (normalised[v] - m) * r;
+    }
+    return at;
+  };
+  for (int j = threadIdx.x; j < count / V; j += blockDim.x) {
+    float d[V], normalised[V];
+    read(j, d, normalised);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      sum += d[v];
+      along += d[v] * normalised[v];
+    }
   }
   sum = block_reduce<Sum>(sum) / count;
   along = block_reduce<Sum>(along) / count;
-  for (int j = threadIdx.x; j < count; j += blockDim.x) {
-    const auto [at, c] = member(g, n, group, j);
-    const float d = passed(grad_output, y, at) * value_or(weight, c, 1.0f);
-    grad_input[at] = from_float<T>((d - sum - (to_float(x[at]) - m) * r * along) * r);
+  for (int j = threadIdx.x; j < count / V; j += blockDim.x) {
+    float d[V], normalised[V];
+    const int at = read(j, d, normalised);
+#pragma unroll
+    for (int v = 0; v < V; ++v) d[v] = (d[v] - sum - normalised[v] * along) * r;
+    store<V>(grad_input + at, d);
   }
 }
 
-// The parts of grad_weight and grad_bias: slabs (parts, C, 2). Statistics are (N, G).
-template <typename T>
+// The parts of grad_weight and grad_bias: slabs (parts, C, 2). Statistics are (N, G); a vector's channels are of one group.
+template <typename T, int V>
 __global__ void __launch_bounds__(256)
     group_norm_sums(const T* __restrict__ grad_output, const T* __restrict__ x, const float* __restrict__ mean,
-                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g) {
-  channel_parts(g, reinterpret_cast<Pair*>(slabs), [&](Pair& own, int at, int c, int n) {
+                    const float* __restrict__ rstd, const T* __restrict__ y, float* __restrict__ slabs, Norm g, int across) {
+  channel_parts<V>(g, across, reinterpret_cast<Pair*>(slabs), [&](Pair(&own)[V], int at, int c, int n) {
     const int statistics = n * g.G + c / (g.C / g.G);
-    const float d = passed(grad_output, y, at);
-    own.along += d * (to_float(x[at]) - mean[statistics]) * rstd[statistics];
-    own.sum += d;
+    const float m = mean[statistics], r = rstd[statistics];
+    float d[V], values[V];
+    passed(grad_output, y, at, d);
+    load<V>(x + at, true, values);
+#pragma unroll
+    for (int v = 0; v < V; ++v) {
+      own[v].along += d[v] * (values[v] - m) * r;
+      own[v].sum += d[v];
+    }
   });
 }
 

@@ -159,23 +159,39 @@ def test_activations(kernels: Any, dtype: Any, layout: Any, kind: Any) -> None:
     check(kernels.activation_grad(dy, saved, kind=kind, alpha=0.3), expected, 4, 4)
 
 
+# Rows that a thread, a warp and a block share, and the numbers of rows that leave threads over.
+SOFTMAXES = [
+    ((7, 10), -1),
+    ((33, 3), 1),
+    ((3, 1025), 1),
+    ((2, 5, 3, 4), 1),
+    ((3, 5, 6, 7), 1),
+    ((2, 3, 5, 4), 2),
+    ((1025, 2), 0),
+    ((3, 40), 0),
+    ((0, 5), 1),
+]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("shape", "axis"), [((7, 10), -1), ((3, 257), 1), ((2, 5, 3, 4), 1), ((4, 3), 0), ((0, 5), 1)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize(("shape", "axis"), SOFTMAXES)
 @pytest.mark.parametrize("op", ["softmax", "log_softmax"])
-def test_softmax(kernels: Any, dtype: Any, shape: Any, axis: int, op: str) -> None:
-    x = values(13, shape, dtype) * dtype(4)
+def test_softmax(kernels: Any, dtype: Any, layout: Any, shape: Any, axis: int, op: str) -> None:
+    x = values(13, shape, dtype, layout) * dtype(4)
     y = getattr(reference, op)(x, axis=axis)
     check(getattr(kernels, op)(x, axis=axis), y, 300, 0.1)
-    dy = values(14, shape, dtype)
+    dy = values(14, shape, dtype, layout)
     expected = getattr(reference, op + "_grad")(dy, y, axis=axis)
     check(getattr(kernels, op + "_grad")(dy, y, axis=axis), expected, 300, 0.1)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(7, 10), (2, 300), (2, 5, 3, 4)])
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("shape", [(9, 10), (2, 300), (2, 1025), (2, 5, 3, 4), (2, 5, 6, 7)])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-def test_cross_entropy(kernels: Any, dtype: Any, shape: Any, smoothing: float) -> None:
-    x = values(15, shape, dtype) * dtype(5)
+def test_cross_entropy(kernels: Any, dtype: Any, layout: Any, shape: Any, smoothing: float) -> None:
+    x = values(15, shape, dtype, layout) * dtype(5)
     target = np.random.default_rng(16).integers(0, shape[1], (shape[0], *shape[2:]))
     target.flat[0] = -100
     how = dict(label_smoothing=smoothing)
@@ -314,7 +330,8 @@ def test_optimizer_steps_refuse_other_dtypes(kernels: Any) -> None:
         kernels.sgd_step(np.zeros(3), np.zeros(3), None, lr=0.1)
 
 
-NORM_SHAPES = [(2, 3, 5, 7), (4, 6), (1, 4, 3, 3), (3, 2, 1, 1)]
+# The last two: vectors of channels in channels_last and of pixels in contiguous; of channels only.
+NORM_SHAPES = [(2, 3, 5, 7), (4, 6), (4, 24), (1, 4, 3, 3), (3, 2, 1, 1), (2, 16, 4, 6), (2, 24, 3, 3)]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -344,10 +361,12 @@ def test_batch_norm(kernels: Any, dtype: Any, layout: Any, shape: Any, affine: b
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("activation", [None, "relu"])
 @pytest.mark.parametrize("with_residual", [False, True])
-def test_fused_normalisation(kernels: Any, dtype: Any, layout: Any, activation: Any, with_residual: bool) -> None:
-    shape = (3, 4, 5, 7)
+@pytest.mark.parametrize("shape", [(3, 4, 5, 7), (2, 16, 4, 6)])
+def test_fused_normalisation(
+    kernels: Any, dtype: Any, layout: Any, activation: Any, with_residual: bool, shape: Any
+) -> None:
     x, dy, added = (values(i, shape, dtype, layout) for i in (40, 41, 42))
-    w, b = values(43, (4,), np.float32), values(44, (4,), np.float32)
+    w, b = values(43, shape[1:2], np.float32), values(44, shape[1:2], np.float32)
     residual = added if with_residual else None
     y, mean, rstd = reference.batch_norm_train(x, w, b, None, None, residual, activation=activation)
     check(kernels.batch_norm_train(x, w, b, None, None, residual, activation=activation)[0], y, 105, 3)
@@ -359,7 +378,7 @@ def test_fused_normalisation(kernels: Any, dtype: Any, layout: Any, activation: 
     for a, e in zip(kernels.batch_norm_grad(dy, x, w, mean, rstd, saved), grads, strict=True):
         check(a, e, 105, 3)
     y, mean, rstd = reference.group_norm(x, w, b, residual, num_groups=2, activation=activation)
-    check(kernels.group_norm(x, w, b, residual, num_groups=2, activation=activation)[0], y, 70, 3)
+    check(kernels.group_norm(x, w, b, residual, num_groups=2, activation=activation)[0], y, 192, 3)
     saved = y if activation else None
     grads = reference.group_norm_grad(dy, x, w, mean, rstd, saved, num_groups=2)
     for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, saved, num_groups=2), grads, strict=True):
@@ -379,10 +398,10 @@ def test_statistics_keep_their_digits_far_from_zero(kernels: Any) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("groups", [1, 2, 6])
 @pytest.mark.parametrize("affine", [False, True])
-def test_group_norm(kernels: Any, dtype: Any, layout: Any, groups: int, affine: bool) -> None:
-    shape = (2, 6, 5, 3)
+@pytest.mark.parametrize("shape", [(2, 6, 5, 3), (2, 48, 2, 4)])
+def test_group_norm(kernels: Any, dtype: Any, layout: Any, groups: int, affine: bool, shape: Any) -> None:
     x, dy = values(24, shape, dtype, layout), values(25, shape, dtype, layout)
-    w, b = (values(i, (6,), np.float32) if affine else None for i in (26, 27))
+    w, b = (values(i, shape[1:2], np.float32) if affine else None for i in (26, 27))
     y, mean, rstd = reference.group_norm(x, w, b, num_groups=groups)
     for a, e in zip(kernels.group_norm(x, w, b, num_groups=groups), (y, mean, rstd), strict=True):
         check(a, e, 90, 2)
@@ -393,22 +412,23 @@ def test_group_norm(kernels: Any, dtype: Any, layout: Any, groups: int, affine: 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_channels_are_added_in_parts(kernels: Any, dtype: Any, layout: Any) -> None:
-    """More positions than a block adds, and more channels than lie side by side in one."""
-    shape = (3, 35, 16, 24)
+@pytest.mark.parametrize(("shape", "groups"), [((3, 35, 9, 63), 5), ((2, 264, 16, 18), 33), ((3, 5, 40, 48), 5)])
+def test_channels_are_added_in_parts(kernels: Any, dtype: Any, layout: Any, shape: Any, groups: int) -> None:
+    """More positions than a block adds, and more channels than lie side by side in one; alone and in vectors."""
     x, dy = values(28, shape, dtype, layout), values(29, shape, dtype, layout)
-    w = values(30, (35,), np.float32)
+    positions = x.size // shape[1]
+    w = values(30, shape[1:2], np.float32)
     y, mean, rstd = reference.batch_norm_train(x, w, w, None, None)
     for a, e in zip(kernels.batch_norm_train(x, w, w, None, None), (y, mean, rstd), strict=True):
-        check(a, e, 1152, 2)
+        check(a, e, positions, 2)
     expected = reference.batch_norm_grad(dy, x, w, mean, rstd)
     for a, e in zip(kernels.batch_norm_grad(dy, x, w, mean, rstd), expected, strict=True):
-        check(a, e, 1152, 2)
-    y, mean, rstd = reference.group_norm(x, w, w, num_groups=5)
-    expected = reference.group_norm_grad(dy, x, w, mean, rstd, num_groups=5)
-    for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, num_groups=5), expected, strict=True):
-        check(a, e, 2688, 2)
-    check(kernels.grad_bias(dy), reference.grad_bias(dy), 1152)
+        check(a, e, positions, 2)
+    y, mean, rstd = reference.group_norm(x, w, w, num_groups=groups)
+    expected = reference.group_norm_grad(dy, x, w, mean, rstd, num_groups=groups)
+    for a, e in zip(kernels.group_norm_grad(dy, x, w, mean, rstd, num_groups=groups), expected, strict=True):
+        check(a, e, positions, 2)
+    check(kernels.grad_bias(dy), reference.grad_bias(dy), positions)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -89,3 +89,17 @@ def test_half_products_are_tensor_cores_fed_by_ldmatrix_and_cp_async(arch: str) 
             assert count["LDG"] + count["STS"] == 0, (name, count)
             assert count["LDS"] <= 3, (name, count)  # ptxas's own, which wait for cp.async
         assert count["LDL"] + count["STL"] + count["ST"] + count["LD"] == 0, (name, count)
+
+
+@pytest.mark.parametrize("family", ["norm", "grad_bias"])
+def test_channel_kernels_move_16_bytes_at_once(arch: str, family: str) -> None:
+    """The arrays of an instantiation with vectors go by 128 bits; what goes by 32 are numbers of channels."""
+    code = code_of(family, arch)
+    kernels = [name for name in code if name.endswith((" 4>", " 8>"))]
+    assert len(kernels) == {"norm": 21, "grad_bias": 3}[family]
+    for name in kernels:
+        access = {sass.opcode(line) for line in code[name] if "LDG" in line or "STG" in line}
+        assert any(op.startswith("LDG") and ".128" in op for op in access), (name, access)
+        assert not any(op.endswith((".U16", ".U8", ".64")) for op in access), (name, access)
+        writes = any(kind in name for kind in ("apply", "norm_grad", "group_norm<"))
+        assert any(op.startswith("STG") and ".128" in op for op in access) == writes, (name, access)

@@ -172,6 +172,55 @@ def test_pooling_takes_vectors_where_channels_lie_side_by_side() -> None:
     assert kernels(16, "channels_last", size=17)[0] == "1>"  # places of two bytes
 
 
+def test_normalisation_takes_vectors_along_memory() -> None:
+    def kernels(shape: tuple[int, ...], layout: memory_format.MemoryFormat, groups: int = 1) -> list[str]:
+        ops = Recorder()
+        x = memory_format.empty(ops.xp, shape, np.dtype(np.float16), layout)
+        w = ops.xp.empty(shape[1])
+        y, mean, rstd = ops.batch_norm_train(x, w, w, None, None)
+        ops.batch_norm_grad(y, x, w, mean, rstd)
+        y, mean, rstd = ops.group_norm(x, w, w, num_groups=groups)
+        ops.group_norm_grad(y, x, w, mean, rstd, num_groups=groups)
+        ops.grad_bias(y)
+        return [plan.kernel.split(", ")[1] for plan in ops.plans if plan.kernel.endswith((" 1>", " 8>"))]
+
+    batch, group, bias = 4, 3, 1  # launches
+    assert kernels((2, 16, 3, 3), "channels_last") == ["8>"] * (batch + group + bias)
+    assert kernels((2, 16, 3, 3), "channels_last", groups=4) == ["8>"] * batch + ["1>"] * group + ["8>"]
+    assert kernels((2, 12, 4, 4), "channels_last") == ["1>"] * (batch + group + bias)
+    assert kernels((2, 12, 4, 4), "contiguous", groups=4) == ["8>"] * (batch + group + bias)
+    assert kernels((2, 16, 3, 3), "contiguous") == ["1>"] * (batch + group + bias)
+
+
+def test_channel_sums_read_along_memory() -> None:
+    """Threads side by side cover the channels of a pixel, or a warp's worth of them; of few, several pixels."""
+
+    def plan(channels: int, layout: memory_format.MemoryFormat) -> Any:
+        ops = Recorder()
+        ops.grad_bias(memory_format.empty(ops.xp, (64, channels, 56, 56), np.dtype(np.float16), layout))
+        return ops.plans[0]
+
+    assert [plan(c, "channels_last").args[1] for c in (3, 8, 64, 72, 4096)] == [4, 1, 8, 16, 32]
+    assert plan(64, "contiguous").args[1] == 1
+    assert plan(4096, "channels_last").grid[0] == 16
+    assert plan(64, "contiguous").grid[0] == 64
+
+
+def test_softmax_rows_are_shared_by_as_many_threads_as_have_work() -> None:
+    def plan(*shape: int, layout: memory_format.MemoryFormat = "contiguous") -> tuple[int, int]:
+        ops = Recorder()
+        x = memory_format.empty(ops.xp, shape, np.dtype(np.float32), layout)
+        ops.cross_entropy_with_grad(x, ops.xp.empty((shape[0], *shape[2:]), np.int64))
+        assert len(ops.plans) == 1  # loss and gradient, without a change of format
+        return int(ops.plans[0].args[0]["sharing"]), ops.plans[0].grid[0]
+
+    assert plan(64, 10) == (32, 8)
+    assert plan(64, 1024) == (32, 8)
+    assert plan(64, 1025) == (256, 64)
+    assert plan(2, 21, 8, 64) == (1, 4)  # pixels lie side by side
+    assert plan(2, 21, 8, 64, layout="channels_last") == (32, 128)  # classes do
+
+
 def test_conv2d_algorithms_are_chosen_by_name() -> None:
     ops = Recorder()
     x, w = ops.xp.empty((1, 4, 5, 5)), ops.xp.empty((4, 4, 3, 3))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import dlgpu
-from dlgpu import backends
+from dlgpu import backends, memory_format
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import KernelBackend, autotune, tiles
 from dlgpu.backends.kernels.launching import filled
@@ -402,9 +402,71 @@ def test_writers_at_the_same_time_leave_one_whole_file(cache: Path) -> None:
 def test_named_algorithms_are_left_alone() -> None:
     x, w = stand_in(np.ones((4, 8, 16, 16), np.float32)), stand_in(np.ones((8, 8, 3, 3), np.float32))
     assert autotune.tunable(Call("conv2d", 2, (), (x, w)))
+    assert autotune.tunable(Call("conv2d_relu_max_pool2d", 2, (), (x, w)))
     assert autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "auto")))
     assert not autotune.tunable(Call("conv2d", 2, ("algorithm",), (x, w, "im2col")))
     assert not autotune.tunable(Call("max_pool2d", 1, (), (x,)))
+
+
+class Pooling(Device):
+    """Of four elements that are pooled the first is 1, the second hardly less, the others 0; the maximum is the first.
+
+    Kernels with `wrong` in their name say that it is at `place`.
+    """
+
+    def __init__(self, place: int, wrong: str, slow: str = "nothing") -> None:
+        super().__init__(wrong=wrong, slow=slow)
+        self.place = place
+
+    def prepare(self, plan: Plan) -> Any:
+        note = super().prepare(plan)
+
+        def start(values: list[Any]) -> None:
+            note(values)
+            *_, y, argmax = values
+            if argmax is None:  # memory is (N, P, Q, K)
+                y[...] = 0.0
+                y[:, ::2, ::2], y[:, ::2, 1::2] = 1.0, 1.0 - 1e-6
+            else:
+                y[...] = 1.0
+                argmax[...] = self.place if self.wrong in plan.kernel else 0
+
+        return start
+
+
+@pytest.mark.parametrize(("place", "agrees"), [(0, True), (1, True), (2, False), (3, False), (4, False)])
+def test_places_of_maxima_may_differ_among_equals(monkeypatch: pytest.MonkeyPatch, place: int, agrees: bool) -> None:
+    monkeypatch.setattr(autotune, "ALGORITHMS", ("implicit_gemm",))
+    x = memory_format.convert(np, np.ones((8, 16, 16, 16), np.float32), "channels_last")
+    w = np.ones((32, 16, 1, 1), np.float32)
+    plain = Device()
+    backend(plain).conv2d_relu_max_pool2d(x, w)
+    (untuned,) = plain.started
+    edges = {"64, 64": "128, 128", "128, 128": "64, 64"}
+    other = next(untuned.replace(*pair) for pair in edges.items() if pair[0] in untuned)
+    device = Pooling(place, wrong=other, slow=untuned)
+    with dlgpu.autotune():
+        backend(device).conv2d_relu_max_pool2d(x, w)
+    assert device.started[-1] == (other if agrees else untuned)
+
+
+def test_a_convolution_with_pooling_is_tuned(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, with every algorithm; where no format changes, for an argmax is converted by the array library."""
+    monkeypatch.delenv("DLGPU_CACHE")  # which holds the compiled kernels as well
+    monkeypatch.setattr(autotune, "cache_folder", lambda name: cache)
+    ops = backends.get("host")
+    x, w = (
+        np.random.default_rng(i).standard_normal(s).astype(np.float32)
+        for i, s in enumerate(((2, 8, 9, 8), (8, 8, 3, 3)))
+    )
+    x = memory_format.convert(np, x, "channels_last")
+    expected = backends.get("numpy").conv2d_relu_max_pool2d(x, w, padding=1)
+    with dlgpu.autotune():
+        y, argmax = ops.conv2d_relu_max_pool2d(x, w, padding=1)
+    np.testing.assert_allclose(y, expected[0], atol=1e-4)
+    np.testing.assert_array_equal(argmax, expected[1])
+    (file,) = cache.glob("*/*.json")
+    assert json.loads(file.read_text())["call"].startswith("conv2d_relu_max_pool2d(")
 
 
 # --- the command --------------------------------------------------------------------------------------------------

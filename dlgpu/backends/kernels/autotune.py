@@ -34,7 +34,8 @@ from dlgpu.errors import BackendUnavailable, ShapeError
 from dlgpu.files import atomic_file, cache_folder
 
 PRODUCTS = ("gemm", "batched_gemm", "linear", "linear_grad_input", "linear_grad_weight")
-CONVOLUTIONS = ("conv2d", "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_weight_bias")
+POOLED = "conv2d_relu_max_pool2d"  # returns places of maxima too
+CONVOLUTIONS = ("conv2d", POOLED, "conv2d_grad_input", "conv2d_grad_weight", "conv2d_grad_weight_bias")
 # What candidates are made of. Faster kernels enter here, under the name that `algorithm=` gives them.
 ALGORITHMS = ("implicit_gemm", "direct", "im2col", "winograd2", "winograd4")
 EDGES = (128, 64)
@@ -200,13 +201,14 @@ class Tuned:
     def _tune(self, memory: list[Any]) -> Program:
         (_, untuned), *others = candidates(self.call, self.launcher)
         self.choice, best = Choice(), untuned
-        expected, size = _results(untuned, memory), self._sizes(memory)
+        unpooled = self._unpooled(memory)
+        expected, size = _comparable(_results(untuned, memory), unpooled), self._sizes(memory)
         if not all(np.isfinite(values).all() for values in (*expected, *size)):
             return untuned  # nothing can be compared; the next process tries again
         fastest = before = self._seconds(untuned, memory)
         for choice, program in others:
             bounds = [self._bound(e, s, choice) for e, s in zip(expected, size, strict=True)]
-            results = _results(program, memory)
+            results = _comparable(_results(program, memory), unpooled)
             if not all(
                 (np.abs(mine - theirs) <= bound).all()
                 for mine, theirs, bound in zip(results, expected, bounds, strict=True)
@@ -226,7 +228,17 @@ class Tuned:
         sizes = [None if a is None else abs(a) for a in memory]
         arrays = iter(sizes[1:])
         values = tuple(stand_in(next(arrays)) if is_array(v) else v for v in self.call.values)
-        return _results(build(self.call._replace(values=values), self.launcher), sizes)
+        results = _results(build(self.call._replace(values=values), self.launcher), sizes)
+        # A place is judged by two elements of the convolution, each of which may be off.
+        return [results[0], 2 * results[0]] if self.call.op == POOLED else results
+
+    def _unpooled(self, memory: list[Any]) -> np.ndarray | None:
+        """Of a convolution with pooling: what is pooled."""
+        if self.call.op != POOLED:
+            return None
+        call = Call("conv2d", self.call.positional, (*self.call.names, "activation"), (*self.call.values, "relu"))
+        (before,) = _results(build(call, self.launcher), memory)
+        return before
 
     def _bound(self, expected: np.ndarray, size: np.ndarray, choice: Choice) -> float:
         """How far two correct results may lie apart: sums in another order, then each stored."""
@@ -238,6 +250,19 @@ class Tuned:
         sums = 2 * (UNLIKELY * transforms * math.sqrt(max(terms, 1.0)) * 2.0**-24 + loss)
         unit = float(ml_dtypes.finfo(dtypes[0]).eps)
         return sums * float(size.max(initial=0)) + unit * float(np.abs(expected).max(initial=0))
+
+
+def _comparable(results: list[np.ndarray], unpooled: np.ndarray | None) -> list[np.ndarray]:
+    """Results whose elements may be compared: places of maxima by what lies there, for equals may change places."""
+    if unpooled is None:
+        return results
+    y, argmax = results
+    p, q = argmax.shape[2:]
+    windows = unpooled[:, :, : 2 * p, : 2 * q].reshape(*argmax.shape[:2], p, 2, q, 2)
+    there = np.full(argmax.shape, np.nan)  # which agrees with nothing
+    for place in range(4):
+        there = np.where(argmax == place, windows[:, :, :, place // 2, :, place % 2], there)
+    return [y, there]
 
 
 def _results(program: Program, memory: list[Any]) -> list[np.ndarray]:

@@ -9,41 +9,62 @@ from dlgpu.backends.contract import Array, Epilogue, check_fused
 from dlgpu.backends.kernels.gemm import sum_plan
 from dlgpu.backends.kernels.geometry import norm
 from dlgpu.backends.kernels.launching import Launching
-from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Plan, elementwise
+from dlgpu.backends.kernels.plan import MOST_YZ, THREADS, Plan, elementwise, vector
 from dlgpu.backends.kernels.sources import storage
 from dlgpu.backends.kernels.tiles import Target
 from dlgpu.backends.shapes import Norm, check_shape
 from dlgpu.dtypes import check_floats
 from dlgpu.errors import ShapeError
 
-SIDE_BY_SIDE = 32  # channels of a block in channels_last, as in kernels/channel_sums.cuh
+WARP = 32
 BLOCKS_PER_SM = 4
-LEAST_POSITIONS = 512  # in a part
+LEAST_VECTORS = 512  # of positions, in a part
 
 
-def block_plan(op: str, kernel: str, x: Array, groups: int, blocks: int, *args: float) -> Plan:
-    """A block per sample and group."""
-    name = f"dl::{kernel}<{storage(op, x.dtype)}>"
-    per_block = x.size // max(blocks, 1)
-    return Plan(name, (blocks, 1, 1), (THREADS, 1, 1), (norm(x, groups), *args), why=f"{per_block} elements per block")
+class Walk:
+    """How kernels walk over an array (N, C, ...), dense in its format: in which vectors, along which channels."""
+
+    def __init__(self, x: Array, groups: int, *, aligned: bool) -> None:
+        self.x, self.geometry = x, norm(x, groups)
+        self.side_by_side = int(self.geometry["stride_c"]) == 1
+        # A vector is of one group, and where channels are apart, of one channel.
+        extent = x.shape[1] // max(1, groups) if self.side_by_side else int(self.geometry["spatial"])
+        self.width = vector(x.dtype) if aligned and extent % vector(x.dtype) == 0 else 1
+
+    def kernel(self, op: str, name: str) -> str:
+        return f"dl::{name}<{storage(op, self.x.dtype)}, {self.width}>"
+
+    def blocks(self, op: str, kernel: str, blocks: int, *args: float) -> Plan:
+        """A block per sample and group."""
+        why = f"{self.x.size // max(blocks, 1)} elements per block"
+        return Plan(self.kernel(op, kernel), (blocks, 1, 1), (THREADS, 1, 1), (self.geometry, *args), why=why)
+
+    def channels(self, op: str, kernel: str, target: Target) -> tuple[Plan, int]:
+        """-> (plan, parts of the positions) of a sum over each channel. The grid fills the device a few times over."""
+        C = self.x.shape[1]
+        positions = self.x.size // max(1, C)
+        vectors, each = (C // self.width, positions) if self.side_by_side else (C, positions // self.width)
+        # A warp reads along memory: over channels, if they lie so; of few it takes several pixels.
+        across = min(WARP, 1 << max(0, vectors - 1).bit_length()) if self.side_by_side else 1
+        blocks = -(-vectors // across)
+        wanted = -(-target.sms * BLOCKS_PER_SM // max(1, blocks))
+        parts = max(1, min(wanted, -(-each // LEAST_VECTORS), MOST_YZ))
+        return Plan(
+            self.kernel(op, kernel),
+            (blocks, parts, 1),
+            (THREADS, 1, 1),
+            (self.geometry, across),
+            why=f"{C} channels of {positions} positions in {parts} parts",
+        ), parts
+
+    def elements(self, op: str, kernel: str, *args: float) -> Plan:
+        """A vector per thread and round."""
+        return elementwise(op, self.kernel(op, kernel), self.x.size // self.width, self.geometry, *args)
 
 
-def channel_plan(op: str, kernel: str, x: Array, groups: int, target: Target) -> tuple[Plan, int]:
-    """-> (plan, parts of the positions) of a sum over each channel. The grid fills the device a few times over."""
-    geometry = norm(x, groups)
-    C, positions = x.shape[1], x.size // max(1, x.shape[1])
-    blocks = -(-C // SIDE_BY_SIDE) if int(geometry["stride_c"]) == 1 else C
-    wanted = -(-target.sms * BLOCKS_PER_SM // max(1, blocks))
-    parts = max(1, min(wanted, -(-positions // LEAST_POSITIONS), MOST_YZ))
-    why = f"{C} channels of {positions} positions in {parts} parts"
-    return Plan(
-        f"dl::{kernel}<{storage(op, x.dtype)}>", (blocks, parts, 1), (THREADS, 1, 1), (geometry,), why=why
-    ), parts
-
-
-def element_plan(op: str, kernel: str, x: Array, groups: int, *args: float) -> Plan:
-    """A thread per element and round."""
-    return elementwise(op, f"dl::{kernel}<{storage(op, x.dtype)}>", x.size, norm(x, groups), *args)
+def local_plan(op: str, x: Array, *args: float) -> Plan:
+    """A thread per element and round: its neighbours are other channels."""
+    return elementwise(op, f"dl::{op}<{storage(op, x.dtype)}>", x.size, norm(x, 1), *args)
 
 
 class NormOps(Launching):
@@ -71,7 +92,7 @@ class NormOps(Launching):
             return x.copy(), self.xp.zeros(g.C, np.float32), self.xp.ones(g.C, np.float32)
         x = self.dense(x, memory_format.of(x))
         mean, rstd = (self.xp.empty(g.C, np.float32) for _ in range(2))
-        moments, parts = channel_plan(op, "batch_norm_moments", x, g.C, self.target)
+        moments, parts = self._walk(x, 1).channels(op, "batch_norm_moments", self.target)
         slabs = self.xp.empty(parts * g.C * 3, np.float32)
         self.run(moments, x, slabs)
         chosen = elementwise(op, "dl::batch_norm_statistics", g.C, g.C, parts, float(momentum), float(eps))
@@ -110,8 +131,8 @@ class NormOps(Launching):
     ) -> Array:
         layout = memory_format.of(x)
         y = memory_format.empty(self.xp, x.shape, x.dtype, layout)
-        plan = element_plan(op, "batch_norm_apply", x, x.shape[1], int(activation == "relu"))
         added = None if residual is None else self.dense(residual, layout)
+        plan = self._walk(x, 1, added, y).elements(op, "batch_norm_apply", int(activation == "relu"))
         self.run(plan, x, self._vector(weight), self._vector(bias), mean, rstd, added, y)
         return y
 
@@ -137,8 +158,9 @@ class NormOps(Launching):
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
         y = self._saved_output(op, y, x, layout)
         if x.size:
-            self._channel_sums(op, "batch_norm_sums", g, (dy, x, mean, rstd, y), grad_weight, grad_bias)
-            plan = element_plan(op, "batch_norm_grad", x, g.C, int(training))
+            walk = self._walk(x, 1, dy, y, dx)
+            self._channel_sums(op, "batch_norm_sums", walk, (dy, x, mean, rstd, y), grad_weight, grad_bias)
+            plan = walk.elements(op, "batch_norm_grad", int(training))
             self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, y, dx)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
@@ -160,8 +182,9 @@ class NormOps(Launching):
         x = self.dense(x, memory_format.of(x))
         y = memory_format.empty(self.xp, x.shape, x.dtype, memory_format.of(x))
         mean, rstd = (self.xp.empty((g.N, g.G), np.float32) for _ in range(2))
-        plan = block_plan(op, "group_norm", x, g.G, g.N * g.G, float(eps), int(activation == "relu"))
         added = None if residual is None else self.dense(residual, memory_format.of(x))
+        walk = self._walk(x, g.G, added, y)
+        plan = walk.blocks(op, "group_norm", g.N * g.G, float(eps), int(activation == "relu"))
         self.run(plan, x, self._vector(weight), self._vector(bias), added, y, mean, rstd)
         return y, mean, rstd
 
@@ -185,8 +208,10 @@ class NormOps(Launching):
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
         grad_weight, grad_bias = (self.xp.empty(g.C, np.float32) for _ in range(2))
         y = self._saved_output(op, y, x, layout)
-        self.run(block_plan(op, "group_norm_grad", x, g.G, g.N * g.G), dy, x, self._vector(weight), mean, rstd, y, dx)
-        self._channel_sums(op, "group_norm_sums", g, (dy, x, mean, rstd, y), grad_weight, grad_bias)
+        walk = self._walk(x, g.G, dy, y, dx)
+        plan = walk.blocks(op, "group_norm_grad", g.N * g.G)
+        self.run(plan, dy, x, self._vector(weight), mean, rstd, y, dx)
+        self._channel_sums(op, "group_norm_sums", walk, (dy, x, mean, rstd, y), grad_weight, grad_bias)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
 
@@ -195,11 +220,11 @@ class NormOps(Launching):
     ) -> tuple[Array, Array]:
         op = "local_response_norm"
         check_floats(op, input=x)
-        g = Norm.of_window(op, x.shape, size)
+        Norm.of_window(op, x.shape, size)
         layout = memory_format.of(x)
         x = self.dense(x, layout)
         y, scale = (memory_format.empty(self.xp, x.shape, dtype, layout) for dtype in (x.dtype, np.dtype(np.float32)))
-        self.run(element_plan(op, op, x, g.C, size, float(alpha), float(beta), float(k)), x, y, scale)
+        self.run(local_plan(op, x, size, float(alpha), float(beta), float(k)), x, y, scale)
         return y, scale
 
     def local_response_norm_grad(
@@ -207,13 +232,13 @@ class NormOps(Launching):
     ) -> Array:
         op = "local_response_norm_grad"
         check_floats(op, grad_output=grad_output, input=x)
-        g = Norm.of_window(op, x.shape, size)
+        Norm.of_window(op, x.shape, size)
         check_shape(op, "grad_output", grad_output.shape, x.shape)
         check_shape(op, "scale", scale.shape, x.shape)
         layout = memory_format.of(x)
         dense = (self.dense(a, layout) for a in (grad_output, x, scale))
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
-        self.run(element_plan(op, op, dx, g.C, size, float(alpha), float(beta)), *dense, dx)
+        self.run(local_plan(op, dx, size, float(alpha), float(beta)), *dense, dx)
         return dx
 
     def grad_bias(self, grad_output: Array, *, axis: int = 1) -> Array:
@@ -223,22 +248,25 @@ class NormOps(Launching):
             grad_output = self.xp.moveaxis(grad_output, axis, -1).reshape(-1, grad_output.shape[axis])
         dy = self.dense(grad_output, memory_format.of(grad_output))
         C = dy.shape[1]
-        plan, parts = channel_plan(op, op, dy, C, self.target)
+        plan, parts = self._walk(dy, 1).channels(op, op, self.target)
         slabs, out = self.xp.empty(parts * C, np.float32), self.xp.empty(C, dy.dtype)
         self.run(plan, dy, slabs)
         self.run(sum_plan(C, storage(op, dy.dtype), parts), slabs, None, None, out)
         return out
 
+    def _walk(self, x: Array, groups: int, *others: Array | None) -> Walk:
+        """Over `x` and other arrays that lie like it."""
+        return Walk(x, groups, aligned=self.aligned(x, *(a for a in others if a is not None)))
+
     def _channel_sums(
-        self, op: str, kernel: str, g: Norm, arrays: tuple[Array | None, ...], grad_weight: Array, grad_bias: Array
+        self, op: str, kernel: str, walk: Walk, arrays: tuple[Array | None, ...], grad_weight: Array, grad_bias: Array
     ) -> None:
-        """Gradients of weight and bias. `arrays` are the kernel's, the second of them the input."""
-        x = arrays[1]
-        assert x is not None
-        plan, parts = channel_plan(op, kernel, x, g.G or g.C, self.target)
-        slabs = self.xp.empty(parts * g.C * 2, np.float32)
+        """Gradients of weight and bias from the kernel's arrays."""
+        plan, parts = walk.channels(op, kernel, self.target)
+        slabs = self.xp.empty(parts * grad_weight.size * 2, np.float32)
         self.run(plan, *arrays, slabs)
-        self.run(elementwise(op, "dl::norm_join_sums", g.C, g.C, parts), slabs, grad_weight, grad_bias)
+        joined = elementwise(op, "dl::norm_join_sums", grad_weight.size, grad_weight.size, parts)
+        self.run(joined, slabs, grad_weight, grad_bias)
 
     def _saved_output(self, op: str, y: Array | None, x: Array, layout: memory_format.MemoryFormat) -> Array | None:
         if y is None:
