@@ -16,8 +16,8 @@ static_assert(sizeof(ImageWalk) == 13 * 4, "Python passes 13 packed ints");
 // Forward: images x, out y, rows are output pixels, columns filters. Backward (stride 1): images dy, out dx, rows are input
 // pixels, columns input channels, and the window's taps meet those of the filter from the last to the first.
 // Maps: images in im2col mode (128 pixels of 64 channels); filters with the axes (C, R * S, K); out (columns, rows, 1).
-template <typename T, int BN, bool kBackward>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+template <typename T, int BN, bool kBackward, int kCluster>
+__global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     conv_hopper(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters,
                 const __grid_constant__ TensorMap out, const T* __restrict__ residual, const T* __restrict__ bias,
                 ImageWalk g, int relu) {
@@ -26,18 +26,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     const TensorMap &images, &filters, &out;
     const ImageWalk& g;
     Epilogue<T> end;
-    int tiles, steps;
+    Tiles tiles;
+    int steps;
 
-    __device__ TileAt at(int i) const { return tile_at(i, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)); }
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
       const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
-      const int m = at.row * kHopperRows, line = m / g.width, n = at.column * BN;
+      const int m = at.row * kHopperRows, line = m / g.width;
       tma_load_im2col(to_a, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
                       line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
       if constexpr (kBackward) {
-        for (int i = 0; i < BN / 64; ++i) tma_load(to_b + i * kPanel, filters, full, n + 64 * i, g.R * g.S - 1 - tap, c);
+        for (int i = 0; i < BN / 64 / kCluster; ++i) {
+          tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, g.R * g.S - 1 - tap, c);
+        }
       } else {
-        tma_load(to_b, filters, full, c, tap, n);
+        tma_load<kCluster>(to_b, filters, full, c, tap, n);
       }
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
@@ -46,8 +48,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
   };
   const Epilogue<T> end = {residual, bias, nullptr, 1.0f, 1.0f, relu != 0};
-  const int tiles = ceil_div(g.rows, kHopperRows) * ceil_div(g.columns, BN);
-  hopper_product<T, BN, true, !kBackward>(
+  const Tiles tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
+  hopper_product<T, BN, true, !kBackward, kCluster>(
       Work{images, filters, out, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
 #else
   __trap();
@@ -57,8 +59,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
 // dw from dy (N, P, Q, K) and x: rows are filters, columns the channels of taps in chunks of 64, the depth runs over output
 // pixels, `steps` times 64 in each of `splits` parts; beyond the last one TMA finds zeros. Writes slabs (splits, K, R, S, C).
 // Maps: dy with the axes (K, pixels, 1), x in im2col mode (64 pixels of 64 channels). g.rows: filters; g.columns: chunks.
-template <typename T, int BN>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+template <typename T, int BN, int kCluster>
+__global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     conv_hopper_grad_weight(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap images,
                             float* __restrict__ slabs, ImageWalk g, int steps, int splits) {
 #if DL_HOPPER
@@ -66,19 +68,20 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     const TensorMap &dy, &images;
     const ImageWalk& g;
     float* slabs;
-    int tiles, steps;
+    Tiles tiles;
+    int steps;
 
-    __device__ TileAt at(int i) const { return tile_at(i, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)); }
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
       const int m = (at.batch * steps + step) * kHopperDepth, line = m / g.width, chunks = ceil_div(g.depth, 64);
       for (int i = 0; i < kHopperRows / 64; ++i) {
         tma_load(to_a + i * kPanel, dy, full, at.row * kHopperRows + 64 * i, m, 0);
       }
-      for (int i = 0; i < BN / 64; ++i) {
-        const int chunk = min(at.column * (BN / 64) + i, g.columns - 1);  // beyond: not stored
+      for (int i = 0; i < BN / 64 / kCluster; ++i) {
+        const int chunk = min(n / 64 + i, g.columns - 1);  // beyond: not stored
         const int tap = chunk / chunks, c = chunk % chunks * 64;
-        tma_load_im2col(to_b + i * kPanel, images, full, c, m % g.width * g.step_w + g.low_w,
-                        line % g.height * g.step_h + g.low_h, line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
+        tma_load_im2col<kCluster>(to_b + i * kPanel, images, full, c, m % g.width * g.step_w + g.low_w,
+                                  line % g.height * g.step_h + g.low_h, line / g.height, tap % g.S * g.move_w,
+                                  tap / g.S * g.move_h);
       }
     }
     __device__ void store(TileAt at, int consumer, T*, const float (&sums)[BN / 2]) const {
@@ -95,8 +98,8 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
       }
     }
   };
-  const int tiles = splits * ceil_div(g.rows, kHopperRows) * ceil_div(g.columns, BN / 64);
-  hopper_product<T, BN, false, false>(Work{dy, images, g, slabs, tiles, steps});
+  const Tiles tiles = {splits, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)};
+  hopper_product<T, BN, false, false, kCluster>(Work{dy, images, g, slabs, tiles, steps});
 #else
   __trap();
 #endif

@@ -7,8 +7,8 @@ namespace dl {
 
 // Maps have the axes (along memory, lines, batch), boxes of 64 elements by a tile's lines (`plan` in gemm_hopper.py).
 // grid: as many blocks as stay on the GPU. c: laid out as out (ldo, stride_o), or null; bias: N for every row, or null.
-template <typename T, bool TransposeA, bool TransposeB, int BN>
-__global__ void __launch_bounds__(kHopperThreads, 1)
+template <typename T, bool TransposeA, bool TransposeB, int BN, int kCluster>
+__global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     gemm_hopper(const __grid_constant__ TensorMap a, const __grid_constant__ TensorMap b,
                 const __grid_constant__ TensorMap out, const T* __restrict__ c, const T* __restrict__ bias, Gemm g,
                 float alpha, float beta, int relu, int batches, long long stride_o) {
@@ -18,20 +18,22 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     const Gemm& g;
     Epilogue<T> end;
     long long stride_o;
-    int tiles, steps;
+    Tiles tiles;
+    int steps;
 
-    __device__ TileAt at(int i) const { return tile_at(i, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)); }
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
-      const int m = at.row * kHopperRows, n = at.column * BN, k = step * kHopperDepth;
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
+      const int m = at.row * kHopperRows, k = step * kHopperDepth;
       if constexpr (TransposeA) {
         for (int i = 0; i < kHopperRows / 64; ++i) tma_load(to_a + i * kPanel, a, full, m + 64 * i, k, at.batch);
       } else {
         tma_load(to_a, a, full, k, m, at.batch);
       }
       if constexpr (TransposeB) {
-        tma_load(to_b, b, full, k, n, at.batch);
+        tma_load<kCluster>(to_b, b, full, k, n, at.batch);
       } else {
-        for (int i = 0; i < BN / 64; ++i) tma_load(to_b + i * kPanel, b, full, n + 64 * i, k, at.batch);
+        for (int i = 0; i < BN / 64 / kCluster; ++i) {
+          tma_load<kCluster>(to_b + i * kPanel, b, full, n + 64 * i, k, at.batch);
+        }
       }
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
@@ -40,8 +42,9 @@ __global__ void __launch_bounds__(kHopperThreads, 1)
     }
   };
   const Epilogue<T> end = {c, bias, nullptr, alpha, beta, relu != 0};
-  const int tiles = batches * ceil_div(g.M, kHopperRows) * ceil_div(g.N, BN);
-  hopper_product<T, BN, !TransposeA, TransposeB>(Work{a, b, out, g, end, stride_o, tiles, ceil_div(g.K, kHopperDepth)});
+  const Tiles tiles = {batches, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)};
+  hopper_product<T, BN, !TransposeA, TransposeB, kCluster>(
+      Work{a, b, out, g, end, stride_o, tiles, ceil_div(g.K, kHopperDepth)});
 #else
   __trap();
 #endif

@@ -11,6 +11,14 @@
 #define DL_HOPPER 0
 #endif
 
+// Before the name of a kernel: blocks of a cluster, side by side along x. They are a fact of the machine code, so every launch
+// starts them together, and its grid is a multiple. On a CPU they start when the first asks for its `cluster_rank`.
+#if DL_HOPPER && !defined(DL_HOST)
+#define DL_CLUSTER(blocks) __cluster_dims__(blocks, 1, 1)
+#else
+#define DL_CLUSTER(blocks)
+#endif
+
 namespace dl {
 
 // What TMA has to know of an array: the bytes of the driver's CUtensorMap on a GPU, the host build's own on a CPU. Made by
@@ -28,6 +36,27 @@ __device__ inline unsigned shared_space_offset(const void* shared) {
   return host::shared_offset(shared);
 #else
   return shared_address(shared);
+#endif
+}
+
+// ---- clusters (PTX ISA "barrier.cluster", "mapa"): blocks that run together and reach each other's shared memory ----
+
+// The number of this block within its cluster.
+template <int kBlocks>
+__device__ inline int cluster_rank() {
+#if defined(DL_HOST)
+  return host::cluster_rank(kBlocks);
+#else
+  return blockIdx.x % kBlocks;
+#endif
+}
+
+// All threads of all blocks meet; what they did before is known to all.
+__device__ inline void cluster_barrier() {
+#if defined(DL_HOST)
+  host::cluster_barrier();
+#else
+  asm volatile("barrier.cluster.arrive.release;\nbarrier.cluster.wait.acquire;" ::: "memory");
 #endif
 }
 
@@ -56,6 +85,23 @@ __device__ inline void barrier_arrive(Barrier* barrier) {
   host::barrier_arrive(barrier, 0);
 #else
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+#endif
+}
+
+// Arrives at the barrier that lies at this place in block `rank` of the cluster. Not `.release.cluster`, which puts a
+// MEMBAR.ALL.GPU before each arrival (seen in SASS): it may say that wgmma has read its operands, nothing else.
+__device__ inline void barrier_arrive(Barrier* barrier, unsigned rank) {
+#if defined(DL_HOST)
+  host::barrier_arrive_at(barrier, rank);
+#else
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
+      "}" ::"r"(shared_address(barrier)),
+      "r"(rank)
+      : "memory");
 #endif
 }
 
@@ -90,36 +136,58 @@ __device__ inline void barrier_wait(Barrier* barrier, unsigned parity) {
 
 // ---- TMA (PTX ISA "cp.async.bulk.tensor"; one thread asks, the copy engine does) ----
 // Coordinates count elements from the first axis, the contiguous one, on, and may lie outside: what is read there is zero,
-// what would be written there is not. Shared memory is a multiple of 1024 where the map swizzles by 128 bytes.
+// what would be written there is not. Shared memory is a multiple of 1024 where the map swizzles by 128 bytes. A load for
+// several kBlocks (".multicast::cluster") lands at this place in each of the first kBlocks of the cluster, and counts for
+// the barrier at this place there.
+__device__ constexpr unsigned short cluster_mask(int blocks) { return (1 << blocks) - 1; }
 
 // The box of a map with three axes at (x, y, z); its bytes count for the barrier's phase.
+template <int kBlocks = 1>
 __device__ inline void tma_load(void* shared, const TensorMap& map, Barrier* barrier, int x, int y, int z) {
 #if defined(DL_HOST)
   const int at[] = {x, y, z};
-  host::tma_load(shared, &map, barrier, at, nullptr);
+  host::tma_load(shared, &map, barrier, at, nullptr, kBlocks > 1 ? cluster_mask(kBlocks) : 0);
 #else
-  asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], [%2];" ::"r"(
-          shared_address(shared)),
-      "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
-      : "memory");
+  if constexpr (kBlocks > 1) {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4, %5}], [%2], %6;" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z), "h"(cluster_mask(kBlocks))
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5}], [%2];" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(x), "r"(y), "r"(z)
+        : "memory");
+  }
 #endif
 }
 
 // Of images (C, W, H, N) in im2col mode ("Tensors: im2col mode"): channels c .. of the map's number of pixels from
 // (w, h, n) on, walking over the map's bounding box row by row and image by image, each moved by the offsets of one tap.
+template <int kBlocks = 1>
 __device__ inline void tma_load_im2col(void* shared, const TensorMap& map, Barrier* barrier, int c, int w, int h, int n,
                                        unsigned short move_w, unsigned short move_h) {
 #if defined(DL_HOST)
   const int at[] = {c, w, h, n};
   const unsigned short moves[] = {move_w, move_h};
-  host::tma_load(shared, &map, barrier, at, moves);
+  host::tma_load(shared, &map, barrier, at, moves, kBlocks > 1 ? cluster_mask(kBlocks) : 0);
 #else
-  asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(shared)),
-      "l"(&map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(move_w), "h"(move_h)
-      : "memory");
+  if constexpr (kBlocks > 1) {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes.multicast::cluster "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8}, %9;" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(move_w), "h"(move_h),
+        "h"(cluster_mask(kBlocks))
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.4d.shared::cluster.global.im2col.mbarrier::complete_tx::bytes "
+        "[%0], [%1, {%3, %4, %5, %6}], [%2], {%7, %8};" ::"r"(shared_address(shared)),
+        "l"(&map), "r"(shared_address(barrier)), "r"(c), "r"(w), "r"(h), "r"(n), "h"(move_w), "h"(move_h)
+        : "memory");
+  }
 #endif
 }
 

@@ -3,7 +3,10 @@
 // with wgmma, 64 rows each, and store their part while the producer fetches the next tile.
 //
 //   full[s]   TMA -> consumers: the stage holds tiles of A and B          (1 arrival, and their bytes)
-//   empty[s]  consumers -> producer: nothing reads the stage any more     (1 arrival of each consumer warp)
+//   empty[s]  consumers -> producers: nothing reads the stage any more    (1 arrival of each consumer warp of the cluster)
+//
+// Two blocks of a cluster make two tiles one below the other. Both need the same tile of B: each loads one half of it into
+// the shared memory of both. An odd last tile has a neighbour that lies outside: zeros, and nothing is stored.
 #pragma once
 #include "epilogue.cuh"
 #include "hopper.cuh"
@@ -22,14 +25,20 @@ __host__ __device__ constexpr int hopper_shared_bytes(int columns) {
 }
 
 // The order in which tiles are made: columns of kBand rows of tiles, so that blocks at work share operands in L2.
-struct TileAt {
-  int batch, row, column;  // counted in tiles
+struct Tiles {
+  int batches, rows, columns;  // counted in tiles
 };
-__device__ inline TileAt tile_at(int i, int rows, int columns) {
-  constexpr int kBand = 8;
-  const int batch = i / (rows * columns), in = i % (rows * columns), first = in / (kBand * columns) * kBand;
-  const int height = min(kBand, rows - first), rest = in - first * columns;
-  return {batch, first + rest % height, rest / height};
+struct TileAt {
+  int batch, row, column;
+};
+// The tile of block `rank` of a cluster whose tiles have together the number i.
+template <int kCluster>
+__device__ inline TileAt tile_at(const Tiles& tiles, int i, int rank) {
+  constexpr int kBand = 8 / kCluster;
+  const int rows = ceil_div(tiles.rows, kCluster), batch = i / (rows * tiles.columns), in = i % (rows * tiles.columns);
+  const int first = in / (kBand * tiles.columns) * kBand, height = min(kBand, rows - first);
+  const int rest = in - first * tiles.columns;
+  return {batch, (first + rest % height) * kCluster + rank, rest / height};
 }
 
 #if DL_HOPPER
@@ -41,11 +50,12 @@ __device__ inline T* swizzled(T* panel, int line, int column) {
 }
 
 // `Work` says which product:
-//   int tiles, steps                     of the output; of the depth of each tile
-//   load(TileAt, step, a, b, barrier)    has TMA fetch both tiles
-//   store(TileAt, consumer, panel, sums) finishes 64 rows
+//   Tiles tiles, int steps                     of the output; of the depth of each tile
+//   load(TileAt, step, a, b, column, barrier)  has TMA fetch A's tile, and what this block loads of B's, for the cluster:
+//                                              BN / kCluster columns of the product from `column` on
+//   store(TileAt, consumer, panel, sums)       finishes 64 rows
 // DeepA, DeepB: the operand's tile is K-major: lines of 64 along the depth. Else panels of 64 rows, a line for each depth.
-template <typename T, int BN, bool DeepA, bool DeepB, typename Work>
+template <typename T, int BN, bool DeepA, bool DeepB, int kCluster, typename Work>
 __device__ void hopper_product(const Work& work) {
   DL_DYNAMIC_SHARED(unsigned char, raw);
   unsigned char* const shared = raw + (kAtom - shared_space_offset(raw) % kAtom) % kAtom;
@@ -53,34 +63,40 @@ __device__ void hopper_product(const Work& work) {
   Barrier* const full = reinterpret_cast<Barrier*>(panels + kConsumers * kPanel);
   Barrier* const empty = full + kPipe;
   constexpr int kBytesA = kHopperRows * 128;
+  const int rank = cluster_rank<kCluster>(), share = rank * (BN / kCluster);
+  const int tiles = work.tiles.batches * ceil_div(work.tiles.rows, kCluster) * work.tiles.columns;
   if (threadIdx.x == 0) {
     for (int s = 0; s < kPipe; ++s) {
       barrier_init(full + s, 1);
-      barrier_init(empty + s, 4 * kConsumers);
+      barrier_init(empty + s, 4 * kConsumers * kCluster);
     }
     barrier_init_fence();
   }
-  __syncthreads();
+  kCluster > 1 ? cluster_barrier() : __syncthreads();
+  auto release = [empty](unsigned turn) {  // a lane of each warp for each block
+    const unsigned lane = threadIdx.x % 32;
+    if (lane < kCluster) kCluster > 1 ? barrier_arrive(empty + turn % kPipe, lane) : barrier_arrive(empty + turn % kPipe);
+  };
 
   const int warpgroup = threadIdx.x / 128;
   unsigned turn = 0;  // stages used so far: turn % kPipe is the next one, turn / kPipe the phase of its barriers
   if (warpgroup == 0) {
     fewer_registers<40>();
     if (threadIdx.x == 0) {
-      for (int i = blockIdx.x; i < work.tiles; i += gridDim.x) {
-        const TileAt at = work.at(i);
+      for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
+        const TileAt at = tile_at<kCluster>(work.tiles, i, rank);
         for (int step = 0; step < work.steps; ++step, ++turn) {
           unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
           barrier_wait(empty + turn % kPipe, turn / kPipe % 2 ^ 1);  // the first round finds all stages empty
           barrier_arrive_expect(full + turn % kPipe, hopper_stage_bytes(BN));
-          work.load(at, step, stage, stage + kBytesA, full + turn % kPipe);
+          work.load(at, step, stage, stage + kBytesA + share * 128, at.column * BN + share, full + turn % kPipe);
         }
       }
     }
   } else {
     more_registers<232>();
     const int consumer = warpgroup - 1;
-    for (int i = blockIdx.x; i < work.tiles; i += gridDim.x) {
+    for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
       float sums[BN / 2];
       for (int step = 0; step < work.steps; ++step, ++turn) {
         const unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
@@ -97,15 +113,16 @@ __device__ void hopper_product(const Work& work) {
         wgmma_commit();
         if (step > 0) {
           wgmma_wait<1>();  // the stage before has been read
-          if (threadIdx.x % 32 == 0) barrier_arrive(empty + (turn - 1) % kPipe);
+          release(turn - 1);
         }
       }
       wgmma_wait<0>();
-      if (threadIdx.x % 32 == 0) barrier_arrive(empty + (turn - 1) % kPipe);
-      work.store(work.at(i), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
+      release(turn - 1);
+      work.store(tile_at<kCluster>(work.tiles, i, rank), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
     }
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
   }
+  if (kCluster > 1) cluster_barrier();  // a block that ends takes its shared memory along
 }
 
 // Finishes 64 x BN sums of a consumer, from output (m, n) on, and has TMA store them by panels of 64 columns; rows and

@@ -18,9 +18,10 @@ from dlgpu.backends import reference, tuning
 from dlgpu.backends.kernels import conv_hopper, gemm_hopper
 from dlgpu.backends.kernels.compile import compile_family
 from dlgpu.backends.kernels.launching import HOPPER
+from dlgpu.backends.kernels.tiles import Target
 from dlgpu.backends.shapes import Conv2d, Gemm
 
-MAJORS = [(False, False), (False, True), (True, False)]
+MAJORS = [(False, False), (False, True), (True, False), (True, True)]
 # Around the tiles (128 x 128, 128 x 256, 64 of depth), the panels of 64 x 64, and the vectors of 8.
 SIZES = [
     (8, 8, 8),
@@ -35,8 +36,9 @@ SIZES = [
 COPIES = itertools.cycle(("late", "early", "random"))
 
 
-@pytest.fixture(params=gemm_hopper.WIDTHS)
-def columns(request: pytest.FixtureRequest) -> int:
+@pytest.fixture(params=itertools.product(gemm_hopper.WIDTHS, gemm_hopper.CLUSTERS), ids=str)
+def tile(request: pytest.FixtureRequest) -> tuple[int, int]:
+    """Its columns, and how many blocks share their loads."""
     return request.param
 
 
@@ -66,7 +68,7 @@ def test_gemm(
     m: int,
     n: int,
     k: int,
-    columns: int,
+    tile: tuple[int, int],
 ) -> None:
     if transpose_a:
         m = -(-m // 8) * 8
@@ -74,7 +76,7 @@ def test_gemm(
     c, bias = values(3, (m, n), dtype), values(4, (n,), dtype)
     how: dict[str, Any] = dict(transpose_a=transpose_a, transpose_b=transpose_b)
     left, right = a.T if transpose_a else a, b.T if transpose_b else b
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         check_product(kernels.gemm(a, b, **how), left, right)
         got = kernels.gemm(a, b, c, bias, alpha=1.0, beta=-2.0, activation="relu", **how)
     check_product(got, left, right, bias.astype(np.float64) - 2.0 * c.astype(np.float64), relu=True)
@@ -87,27 +89,29 @@ def test_gemm(
 def test_blocks_make_several_tiles(
     kernels: Any,  # noqa: F811
     launched: list[str],
+    monkeypatch: pytest.MonkeyPatch,
     dtype: Any,
     transpose_a: bool,
     transpose_b: bool,
-    columns: int,
+    tile: tuple[int, int],
 ) -> None:
     """More tiles than blocks, over a batch, with more stages of depth than the pipeline has."""
-    a, b = values(5, (70, 136, 328), dtype), values(6, (70, 328, 72), dtype)
+    monkeypatch.setattr(kernels.backend.launcher, "sms", 5)
+    a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 72), dtype)  # 3 tiles each
     left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         got = kernels.batched_gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b)
     check_product(got, a, b)
     assert launched == [
         f"dl::gemm_hopper<{'__half' if dtype == np.float16 else '__nv_bfloat16'}, "
-        f"{str(transpose_a).lower()}, {str(transpose_b).lower()}, {columns}>"
+        f"{str(transpose_a).lower()}, {str(transpose_b).lower()}, {tile[0]}, {tile[1]}>"
     ]
 
 
-def test_nan_stays_where_it_is(kernels: Any, launched: list[str], columns: int) -> None:  # noqa: F811
+def test_nan_stays_where_it_is(kernels: Any, launched: list[str], tile: tuple[int, int]) -> None:  # noqa: F811
     a, b = np.ones((200, 72), np.float16), np.ones((72, 136), np.float16)
     a[3, 71], a[130, 0] = np.nan, np.inf
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         got = kernels.gemm(a, b, activation="relu").astype(np.float64)
     assert launched
     assert np.isnan(got[3]).all()
@@ -144,7 +148,7 @@ def test_convolution(
     stride: Any,
     padding: Any,
     dilation: Any,
-    columns: int,
+    tile: tuple[int, int],
 ) -> None:
     how: dict[str, Any] = dict(stride=stride, padding=padding, dilation=dilation)
     fast: dict[str, Any] = dict(how, algorithm="implicit_gemm")
@@ -153,7 +157,7 @@ def test_convolution(
     b = values(3, (out,), dtype)
     truth, size = (reference.conv2d(*wide(*a), **how) for a in ((x, w, b), (abs(x), abs(w), abs(b))))
     added = values(4, truth.shape, dtype, "channels_last")
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         check(kernels.conv2d(x, w, b, **fast), truth, size, w[0].size, 0.0)
         got = kernels.conv2d(x, w, b, added, activation="relu", **fast)
         check(got, np.maximum(truth + wide(added)[0], 0), size + abs(wide(added)[0]), w[0].size + 1, 0.0)
@@ -162,7 +166,7 @@ def test_convolution(
         reference.conv2d_grad_input(*wide(*a), input_shape=shape, **how) for a in ((added, w), (abs(added), abs(w)))
     )
     check(dx, truth, size, w.size // shape[1], 0.0)
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         dw, db = kernels.conv2d_grad_weight_bias(added, x, weight_shape=w.shape, **fast)
     truth, size = (
         reference.conv2d_grad_weight(*wide(*a), weight_shape=w.shape, **how) for a in ((added, x), (abs(added), abs(x)))
@@ -177,15 +181,15 @@ def test_convolution(
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-def test_weight_gradients_in_parts(kernels: Any, launched: list[str], dtype: Any, columns: int) -> None:  # noqa: F811
+def test_weight_gradients_in_parts(kernels: Any, launched: list[str], dtype: Any, tile: tuple[int, int]) -> None:  # noqa: F811
     """A long depth, whose last part is short, gives the same bits every time."""
     x, dy = values(1, (4, 8, 20, 20), dtype, "channels_last"), values(2, (4, 136, 20, 20), dtype, "channels_last")
     how: dict[str, Any] = dict(weight_shape=(136, 8, 3, 3), padding=1)
     g = Conv2d.of("conv2d", x.shape, (136, 8, 3, 3), None, 1, 1, 1, 1)
-    found = conv_hopper.grad_weight_plan(g, "__half", columns=columns)
+    found = conv_hopper.grad_weight_plan(g, "__half", columns=tile[0])
     assert found is not None
     assert found[1] == 3  # of 25 steps, 9 in each
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         dw = kernels.conv2d_grad_weight(dy, x, algorithm="implicit_gemm", **how)
         again = kernels.conv2d_grad_weight(dy, x, algorithm="implicit_gemm", **how)
     assert any("hopper" in name for name in launched)
@@ -194,13 +198,13 @@ def test_weight_gradients_in_parts(kernels: Any, launched: list[str], dtype: Any
     check(dw, truth, size, 1600, 0.0)
 
 
-def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, launched: list[str], columns: int) -> None:  # noqa: F811
+def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, launched: list[str], tile: tuple[int, int]) -> None:  # noqa: F811
     """A NaN reaches exactly the outputs whose windows hold it, also across rows and images."""
     x, w = np.ones((2, 8, 5, 6), np.float16), np.ones((8, 8, 3, 3), np.float16)
     x[0, 0, 4, 5] = np.nan
     expected = np.zeros(x.shape, bool)
     expected[0, :, 3:5, 4:6] = True
-    with tuning.hopper(columns):
+    with tuning.hopper(*tile):
         got = kernels.conv2d(x, w, padding=1, algorithm="implicit_gemm")
         dx = kernels.conv2d_grad_input(x, w, input_shape=x.shape, padding=1, algorithm="implicit_gemm")
     assert sum("conv_hopper" in name for name in launched) == 2
@@ -238,9 +242,29 @@ def test_nothing_takes_them_unasked(kernels: Any, launched: list[str]) -> None: 
 def test_what_a_plan_says() -> None:
     chosen = gemm_hopper.plan(Gemm(1, 4096, 4096, 4096), "__half", False, True)
     assert chosen is not None
-    assert str(chosen.launch).startswith("dl::gemm_hopper<__half, false, true, 256> on grid 132x1x1, block 384x1x1, 2")
-    assert [m.box for m in chosen.maps] == [(64, 128, 1), (64, 256, 1), (64, 64, 1)]  # type: ignore[union-attr]
+    expected = "dl::gemm_hopper<__half, false, true, 256, 2> on grid 132x1x1, block 384x1x1, 2"
+    assert str(chosen.launch).startswith(expected)
+    assert [m.box for m in chosen.maps] == [(64, 128, 1), (64, 128, 1), (64, 64, 1)]  # type: ignore[union-attr]
     assert chosen.launch.shared_bytes <= 227 << 10
+
+
+@pytest.mark.parametrize(
+    ("tiles", "sms", "cluster", "blocks"),
+    [
+        ((1, 32, 16), 132, 2, 132),
+        ((1, 4, 4), 13, 2, 12),
+        ((1, 1, 16), 132, 1, 16),  # nothing is shared
+        ((1, 3, 44), 132, 1, 132),  # a neighbour outside would cost a second wave
+        ((2, 3, 11), 132, 2, 88),
+    ],
+)
+def test_when_blocks_share_loads(tiles: tuple[int, int, int], sms: int, cluster: int, blocks: int) -> None:
+    batches, rows, columns = tiles
+    target = Target(sms)
+    chosen = gemm_hopper.plan(Gemm(batches, 128 * rows, 256 * columns, 64), "__half", False, False, target=target)
+    assert chosen is not None
+    assert chosen.launch.kernel == f"dl::gemm_hopper<__half, false, false, 256, {cluster}>"
+    assert chosen.launch.grid == (blocks, 1, 1)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +274,7 @@ def test_what_a_plan_says() -> None:
         ((1, 64, 60, 64), "__half", (False, True)),
         ((1, 60, 64, 64), "__half", (True, False)),
         ((1, 64, 64, 64), "float", (False, False)),
-        ((1, 64, 64, 64), "__half", (True, True)),
+        ((1, 60, 64, 64), "__half", (True, True)),
         ((1, 64, 64, 0), "__half", (False, False)),
         ((0, 64, 64, 64), "__half", (False, False)),
     ],
@@ -275,6 +299,11 @@ def test_the_main_loop_is_wgmma_fed_by_tma(family: str) -> None:
         stores = () if "grad_weight" in name else ("UTMASTG",)
         for needed in ("UTMALDG", *stores, "SYNCS", "USETMAXREG", "WARPGROUP"):
             assert any(op.startswith(needed) for op in every), (name, needed)
+        shared = name.endswith(" 2>")
+        assert any(op.startswith("UTMALDG") and op.endswith("MULTICAST") for op in every) == shared, name
+        assert every.count("UCGABAR_ARV") == every.count("UCGABAR_WAIT") == 2 * shared, name  # first and last
+        assert not any(op.startswith(("MEMBAR", "CCTL")) for op in loop), (name, loop)
+        assert compiled.resources[name].cluster == (2 if shared else 1), name
 
 
 def test_bfloat16_is_not_half(kernels: Any, launched: list[str]) -> None:  # noqa: F811

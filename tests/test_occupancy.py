@@ -37,9 +37,9 @@ def test_by_hand(arch: str, threads: int, registers: int, shared_bytes: int, blo
 
 
 def test_occupancy_is_a_share_of_the_warps() -> None:
-    assert occupancy("sm_80", Resources(128, 0, 0, 0, 256)) == 16 / 64
-    assert occupancy("sm_86", Resources(128, 0, 0, 0, 256)) == 16 / 48
-    assert occupancy("sm_90", Resources(20, 0, 0, 0, 96)) == 63 / 64
+    assert occupancy("sm_80", Resources(128, 0, 0, 0, 256, 1)) == 16 / 64
+    assert occupancy("sm_86", Resources(128, 0, 0, 0, 256, 1)) == 16 / 48
+    assert occupancy("sm_90", Resources(20, 0, 0, 0, 96, 1)) == 63 / 64
 
 
 def test_every_architecture_is_in_the_table() -> None:

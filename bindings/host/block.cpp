@@ -1,5 +1,5 @@
-// Runs the blocks of a launch one after the other, and the threads of a block in turns: a thread keeps going until it
-// waits for others (a barrier, a warp operation) or ends, and then hands over to the next one that can run.
+// Runs the blocks of a launch one after the other, or cluster by cluster, and their threads in turns: a thread keeps going
+// until it waits for others (a barrier, a warp operation) or ends, and then hands over to the next one that can run.
 #include "block.h"
 
 #include <sys/mman.h>
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <map>
 #include <numeric>
+#include <set>
 #include <stdexcept>
 
 #include "check.h"
@@ -28,14 +29,16 @@ namespace dl::host {
 Options options;
 Thread* self = nullptr;
 Thread threads[kMaxThreads];
-unsigned thread_count = 0;
+unsigned thread_count = 0, block_threads, block_count;
+uint3 block_index[kMaxCluster];
+unsigned long block_offset = 0;
 std::vector<SharedPiece> shared_pieces;
 unsigned long long launch_number = 0;
 std::mt19937 dice;
 
 extern const unsigned kArenaBytes = 1 << 20;  // room for red zones around many small variables
 char* const shared_memory = static_cast<char*>(
-    mmap(nullptr, kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    mmap(nullptr, kMaxCluster* kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 
 namespace {
 
@@ -53,7 +56,9 @@ struct Barrier {
   const char *name = nullptr, *file = nullptr;
   int line = 0;
   unsigned arrived = 0, votes = 0, result = 0;
-} barrier_state;
+} barriers[kMaxCluster];
+unsigned prepared_blocks;                      // how many have threads and shared memory in this launch
+std::set<unsigned long long> ran_in_clusters;  // blocks whose turn has still to come
 
 Fiber scheduler;  // the stack that Python called us on
 Fiber fibers[kMaxThreads];
@@ -97,7 +102,10 @@ Thread* next_runnable() {
 
 void enter(Thread* thread) {
   self = thread;
-  if (thread) threadIdx = thread->index;
+  if (!thread) return;
+  threadIdx = thread->index;
+  blockIdx = block_index[thread->block];
+  block_offset = thread->block * kArenaBytes;
 }
 
 // Leaves the stack `from` for that of `next`, or for the scheduler if there is none.
@@ -188,7 +196,7 @@ std::string deadlock() {
     groups[t.state == Thread::done ? "ended" : std::string("wait at ") + t.waits_for + " (" + position(t) + ")"]
         .push_back(&t);
   }
-  std::string text = "deadlock: the threads of the block do not meet";
+  std::string text = "deadlock: the threads do not meet";
   for (const auto& [where, who] : groups) {
     text += "; " + std::to_string(who.size()) + " " + where + ", thread " + describe(who[0]->index);
     if (who.size() > 1) text += " ... " + describe(who.back()->index);
@@ -196,35 +204,58 @@ std::string deadlock() {
   return text;
 }
 
-void place(const char* name, unsigned bytes, unsigned element_bytes) {
-  char* begin = shared_memory + arena_used;
-  arena_used += (bytes + kRedZone - 1) / kRedZone * kRedZone + kRedZone;
-  if (arena_used > kArenaBytes) fail("too many __shared__ variables");
-  __asan_unpoison_memory_region(begin, bytes);
-  memset(begin, 0xFF, bytes);  // NaN in every floating-point type, so that a read before a write is seen
-  shared_pieces.push_back({name, begin, bytes, element_bytes});
-  check::new_shared(shared_pieces.back());
+void prepare(SharedPiece piece, unsigned block) {
+  piece.begin += block * kArenaBytes;
+  __asan_unpoison_memory_region(piece.begin, piece.bytes);
+  memset(piece.begin, 0xFF, piece.bytes);  // NaN in every floating-point type, so that a read before a write is seen
+  check::new_shared(piece);
 }
 
-void begin_block() {
-  for (const SharedPiece& piece : shared_pieces) memset(piece.begin, 0xFF, piece.bytes);
-  begin_block_async();
-  std::fill(std::begin(warps), std::end(warps), Warp());
-  barrier_state = {};
-  for (unsigned i = 0; i < thread_count; ++i) {
+void place(const char* name, unsigned bytes, unsigned element_bytes) {
+  shared_pieces.push_back({name, shared_memory + arena_used, bytes, element_bytes});
+  arena_used += (bytes + kRedZone - 1) / kRedZone * kRedZone + kRedZone;
+  if (arena_used > kArenaBytes) fail("too many __shared__ variables");
+  for (unsigned block = 0; block < prepared_blocks; ++block) prepare(shared_pieces.back(), block);
+}
+
+// Threads and shared memory of one more block of this launch.
+void prepare_block() {
+  const unsigned block = prepared_blocks++;
+  for (unsigned i = 0; i < block_threads; ++i) {
+    Thread& thread = threads[block * block_threads + i];
+    thread.id = block * block_threads + i;
+    thread.lane = i % 32;
+    thread.block = block;
+    thread.index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
+  }
+  for (const SharedPiece& piece : shared_pieces) prepare(piece, block);
+}
+
+// One more block joins those that run.
+void begin_block(uint3 index) {
+  const unsigned block = block_count++;
+  if (block == prepared_blocks) prepare_block();
+  block_index[block] = index;
+  barriers[block] = {};
+  for (const SharedPiece& piece : shared_pieces) memset(piece.begin + block * kArenaBytes, 0xFF, piece.bytes);
+  for (unsigned i = thread_count; i < thread_count + block_threads; ++i) {
     threads[i].state = Thread::ready;
     threads[i].copy_group = 0;
     threads[i].waits_on = nullptr;
+    if (i % 32 == 0) warps[i / 32] = {};
     warps[i / 32].live |= 1u << i % 32;
   }
-  runnable = thread_count;
+  thread_count += block_threads;
+  runnable += block_threads;
+  shuffle_order(options.order, order, thread_count);
   cursor = 0;
-  if (options.order == Order::random) std::shuffle(order, order + thread_count, dice);
-  check::begin_block();
 }
 
-void run_block() {
-  begin_block();
+void run_block(uint3 index) {
+  thread_count = block_count = runnable = 0;
+  begin_block_async();
+  begin_block(index);
+  check::begin_block();
   hand_over(scheduler, next_runnable());
   if (error.empty() && !all_done()) error = "block " + describe(blockIdx) + ": " + deadlock();
   if (error.empty()) error = end_block_async();
@@ -260,16 +291,6 @@ void check_limits(dim3 grid, dim3 block, long long shared_bytes) {
                                                               std::to_string(shared_bytes));
 }
 
-void begin_threads() {
-  thread_count = blockDim.x * blockDim.y * blockDim.z;
-  for (unsigned i = 0; i < thread_count; ++i) {
-    threads[i].id = i;
-    threads[i].lane = i % 32;
-    threads[i].index = {i % blockDim.x, i / blockDim.x % blockDim.y, i / (blockDim.x * blockDim.y)};
-  }
-  shuffle_order(options.order, order, thread_count);
-}
-
 }  // namespace
 
 void fail(const std::string& message) {
@@ -303,16 +324,17 @@ void allocate(SharedVariable& variable) {
   place(variable.name, variable.bytes, variable.element_bytes);
 }
 
-void* dynamic_shared() { return shared_memory + kRedZone; }
+void* dynamic_shared() { return shared_memory + block_offset + kRedZone; }
 
 int barrier(const char* name, bool predicate, const char* file, int line) {
-  Barrier& b = barrier_state;
+  Barrier& b = barriers[self->block];
+  Thread *const first = threads + self->block * block_threads, *const end = first + block_threads;
   self->file = file;
   self->line = line;
   self->operation = nullptr;
   if (b.arrived && (b.line != line || (b.file != file && strcmp(b.file, file)) || strcmp(b.name, name))) {
-    const Thread* other = std::find_if(threads, threads + thread_count,
-                                       [](auto& t) { return t.state == Thread::waiting && !t.operation && !t.waits_on; });
+    const Thread* other = std::find_if(
+        first, end, [](auto& t) { return t.state == Thread::waiting && !t.operation && !t.waits_on; });
     fail("divergent barrier: this thread is at " + std::string(name) + " (" + position(*self) + ") while thread " +
          describe(other->index) + " waits at " + other->waits_for + " (" + position(*other) + ")");
   }
@@ -320,15 +342,15 @@ int barrier(const char* name, bool predicate, const char* file, int line) {
   b.file = file;
   b.line = line;
   b.votes += predicate;
-  if (++b.arrived < thread_count) {  // threads that have ended count too: to leave before a barrier is a bug
+  if (++b.arrived < block_threads) {  // threads that have ended count too: to leave before a barrier is a bug
     wait(name);
     suspend();
     return b.result;
   }
   b.result = b.votes;
   b.arrived = b.votes = 0;
-  for (unsigned i = 0; i < thread_count; ++i)
-    if (&threads[i] != self) release(threads[i]);
+  for (Thread* other = first; other < end; ++other)
+    if (other != self) release(*other);
   check::barrier();
   return b.result;
 }
@@ -372,6 +394,29 @@ void wake(const void* what) {
     }
 }
 
+unsigned cluster_rank(unsigned size) {
+  const unsigned rank = blockIdx.x % size;
+  if (block_count == size) return rank;
+  if (block_count > 1 || size > kMaxCluster || gridDim.x % size || block_threads % 32 || size * block_threads > kMaxThreads)
+    fail("here a cluster has at most " + std::to_string(kMaxCluster) + " blocks of whole warps, " +
+         std::to_string(kMaxThreads) + " threads in all, and divides the grid; got " + std::to_string(size) + " blocks");
+  uint3 other = blockIdx;
+  for (unsigned r = 0; r < size; ++r) {
+    if (r == rank) continue;
+    other.x = blockIdx.x - rank + r;
+    ran_in_clusters.insert(other.x + 1ull * gridDim.x * (other.y + 1ull * gridDim.y * other.z));
+    begin_block(other);
+  }
+  return rank;
+}
+
+char* in_block(void* own, unsigned rank) {
+  for (unsigned block = 0; block < block_count; ++block)
+    if (block_index[block].x % block_count == rank)
+      return static_cast<char*>(own) - block_offset + block * kArenaBytes;
+  return nullptr;
+}
+
 unsigned live_lanes() { return warps[self->id / 32].live; }
 
 void launch(const Kernel& what, dim3 grid, dim3 block, void** values, const std::vector<Argument>& memory,
@@ -387,20 +432,23 @@ void launch(const Kernel& what, dim3 grid, dim3 block, void** values, const std:
   dice.seed(options.seed);
   error.clear();
   scheduler = Fiber();
-  begin_threads();
   check::begin_launch(memory);
 
   __asan_set_error_report_callback(&name_thread);
-  __asan_poison_memory_region(shared_memory, kArenaBytes);
+  __asan_poison_memory_region(shared_memory, kMaxCluster * kArenaBytes);
   shared_pieces.clear();
   static_bytes = 0;
   arena_used = kRedZone;
   dynamic_bytes = unsigned(shared_bytes);
+  block_threads = block.x * block.y * block.z;
+  prepared_blocks = 0;
+  ran_in_clusters.clear();
+  prepare_block();
   place("dynamic shared memory", dynamic_bytes, 1);
 
   auto run = [&](unsigned long long i) {
-    blockIdx = {unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (1ull * grid.x * grid.y))};
-    run_block();
+    if (ran_in_clusters.erase(i)) return;
+    run_block({unsigned(i % grid.x), unsigned(i / grid.x % grid.y), unsigned(i / (1ull * grid.x * grid.y))});
   };
   unsigned long long blocks = 1ull * grid.x * grid.y * grid.z;
   std::vector<unsigned> sequence;

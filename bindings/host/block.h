@@ -1,4 +1,5 @@
-// The state of the block that is running, for the files of the runtime. There is one at a time: launches are serial.
+// The state of the block or cluster that is running, for the files of the runtime. There is one at a time: launches are
+// serial.
 #pragma once
 #include <cstdint>
 #include <random>
@@ -14,7 +15,7 @@ extern dim3 blockDim, gridDim;
 
 namespace dl::host {
 
-constexpr unsigned kMaxThreads = 1024, kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10;
+constexpr unsigned kMaxThreads = 1024, kMaxShared = 227 << 10, kMaxStaticShared = 48 << 10, kMaxCluster = 2;
 
 struct Kernel {
   std::string name;
@@ -40,7 +41,7 @@ using WarpOperation = void (*)(Thread* lanes, unsigned who);
 
 struct Thread {
   uint3 index{};
-  unsigned id = 0, lane = 0;
+  unsigned id = 0, lane = 0, block = 0;  // `id` counts through all blocks that run, `block` is one of them
   enum State { ready, waiting, done } state = ready;
   Fiber* fiber = nullptr;  // from its first turn on
 
@@ -86,10 +87,12 @@ extern Options options;
 
 extern Thread* self;  // the running thread
 extern Thread threads[kMaxThreads];
-extern unsigned thread_count;
+extern unsigned thread_count, block_threads, block_count;  // of all blocks that run, of each; how many they are
+extern uint3 block_index[kMaxCluster];
 extern std::vector<SharedPiece> shared_pieces;
-extern char* const shared_memory;
+extern char* const shared_memory;  // kArenaBytes for each block
 extern const unsigned kArenaBytes;
+inline char* own_shared() { return shared_memory + block_offset; }
 extern std::mt19937 dice;
 
 // Suspends the thread until every live lane of `mask` has called the same; the last to come runs the operation for all.
@@ -100,6 +103,7 @@ void warp_operation(const char* name, unsigned mask, void* operands, WarpOperati
 // Suspends the thread until somebody wakes those who wait on `what`.
 void sleep_on(const void* what, const char* name, const void* pc);
 void wake(const void* what);
+char* in_block(void* own, unsigned rank);  // the same place in another block of the cluster (mapa); null if it has none
 float from_16_bits(Input type, unsigned bits);  // half or bfloat16
 
 // hopper.cpp: what the copy engine and the tensor cores still have to do.

@@ -1,7 +1,8 @@
 // Every byte that a kernel may touch lies in a region, and every element of a region has a cell that remembers who
 // wrote and who read it last. Two accesses of different threads, one a write, are in order only if a barrier lies
 // between them.
-// Time: `phase` counts barriers and blocks; inside a phase, __syncwarp orders the lanes of a warp by vector clocks.
+// Time: `phase` counts barriers and blocks; since a block's last barrier, __syncwarp orders the lanes of a warp by vector
+// clocks. Blocks of a cluster have the cluster's barriers.
 #include "check.h"
 
 #include <algorithm>
@@ -52,12 +53,13 @@ std::vector<Region> arguments, shared;
 std::vector<uint8_t> shared_at;  // for each 16 bytes of the arena, 1 + index in `shared`; 0: red zone
 Region* last_hit;
 
-uint32_t phase = 0, launch_phase, block_phase;   // now; the first of this launch, of this block
+uint32_t phase = 0, launch_phase, block_phase;   // now; the first of this launch, of this block or cluster
+uint32_t last_barrier[kMaxCluster], last_cluster_barrier;  // the phases that they began
 std::vector<std::pair<uint32_t, uint3>> blocks;  // the first phase of each block of the launch
 struct Clock {
   uint16_t now, seen[32];  // seen[i]: how many ticks of lane i are before us
 } clocks[kMaxThreads];
-bool clocks_used;
+bool clocks_used[kMaxCluster];
 
 uint32_t offset(const void* pc) { return uint32_t(static_cast<const char*>(pc) - &__ehdr_start); }
 
@@ -75,9 +77,10 @@ uint3 block_of(uint32_t when) {
 [[noreturn]] void race(const Region& region, const char* address, const Stamp& before, bool wrote, const char* now,
                        uint32_t pc, const Thread& thread) {
   unsigned t = before.thread;
-  bool same_block = before.phase >= block_phase;
+  const bool now_running = before.phase >= block_phase, same_block = now_running && threads[t].block == thread.block;
   std::string other = "thread " + describe(threads[t].index);
-  if (!same_block) other += " of block " + describe(block_of(before.phase));
+  if (!same_block)
+    other += " of block " + describe(now_running ? block_index[threads[t].block] : block_of(before.phase));
   fail("race on " + element(region, address) + ": thread " + describe(thread.index) + " " + now + " it at " +
        position(pc) + ", " + other + (wrote ? " wrote" : " read") + " it at " + position(before.pc) +
        (same_block ? ", no barrier in between" : ", and blocks have no order"));
@@ -86,7 +89,8 @@ uint3 block_of(uint32_t when) {
 bool in_order(const Stamp& before, const Thread& thread, uint32_t floor) {
   if (before.phase < floor) return true;  // nobody, or before this launch
   if (before.phase < block_phase) return false;
-  if (before.phase < phase || before.thread == thread.id) return true;
+  if (threads[before.thread].block != thread.block) return before.phase < last_cluster_barrier;
+  if (before.phase < last_barrier[thread.block] || before.thread == thread.id) return true;
   return before.thread / 32 == thread.id / 32 && before.clock < clocks[thread.id].seen[before.thread % 32];
 }
 
@@ -128,7 +132,7 @@ Region* find(const char* p, unsigned bytes, const char* verb, uint32_t pc) {
   Region* nearest = nullptr;
   if (last_hit && last_hit->holds(p)) {
     nearest = last_hit;
-  } else if (size_t(p - shared_memory) < kArenaBytes) {
+  } else if (size_t(p - shared_memory) < kMaxCluster * kArenaBytes) {
     for (unsigned back = 0; back <= size_t(p - shared_memory) / 16 && !nearest; ++back)
       if (unsigned index = shared_at[(p - shared_memory) / 16 - back]) nearest = &shared[index - 1];
   } else {
@@ -209,10 +213,10 @@ void add_up_banks() {
   places.clear();
 }
 
-void next_phase() {
-  ++phase;
-  if (clocks_used) std::fill(std::begin(clocks), std::end(clocks), Clock());
-  clocks_used = false;
+void next_phase(unsigned block) {
+  last_barrier[block] = ++phase;
+  if (clocks_used[block]) std::fill_n(clocks + block * block_threads, block_threads, Clock());
+  clocks_used[block] = false;
   if (counting) add_up_banks();
 }
 
@@ -221,7 +225,7 @@ void next_phase() {
 void begin_launch(const std::vector<Argument>& memory) {
   arguments.clear();
   shared.clear();
-  shared_at.assign(kArenaBytes / 16, 0);
+  shared_at.assign(kMaxCluster * kArenaBytes / 16, 0);
   last_hit = nullptr;
   for (const Argument& a : memory) arguments.emplace_back(a.begin, a.end, std::min(a.element_bytes, 4u), false, a.name);
   blocks.clear();
@@ -241,8 +245,8 @@ void new_shared(const SharedPiece& piece) {
 
 void begin_block() {
   counting = blocks.empty();
-  next_phase();
-  block_phase = phase;
+  for (unsigned block = 0; block < kMaxCluster; ++block) next_phase(block);
+  block_phase = last_cluster_barrier = phase;
   blocks.emplace_back(phase, blockIdx);
 }
 
@@ -250,10 +254,15 @@ void end_block() {
   if (counting) add_up_banks();
 }
 
-void barrier() { next_phase(); }
+void barrier() { next_phase(self->block); }
+
+void cluster_barrier() {
+  for (unsigned block = 0; block < block_count; ++block) next_phase(block);
+  last_cluster_barrier = phase;
+}
 
 void sync_warp(Thread* lanes, unsigned who) {
-  clocks_used = true;
+  clocks_used[self->block] = true;
   Clock joined{};
   for (unsigned i = 0; i < 32; ++i) {
     if (!(who >> i & 1)) continue;

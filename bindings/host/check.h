@@ -21,6 +21,7 @@ void new_shared(const SharedPiece& piece);
 void begin_block();
 void end_block();
 void barrier();
+void cluster_barrier();
 void sync_warp(Thread* lanes, unsigned who);
 void read(const void* address, int bytes, const void* pc, const Thread& thread);  // on behalf of `thread`
 void copy_begins(void* address, int bytes, const void* pc);
@@ -32,6 +33,7 @@ inline void new_shared(const SharedPiece&) {}
 inline void begin_block() {}
 inline void end_block() {}
 inline void barrier() {}
+inline void cluster_barrier() {}
 inline void sync_warp(Thread*, unsigned) {}
 inline void read(const void*, int, const void*, const Thread&) {}
 inline void copy_begins(void*, int, const void*) {}

@@ -22,7 +22,7 @@ bool early() { return options.copies == Copies::early || (options.copies == Copi
 
 void copy_async(void* shared, const void* global, int bytes, bool valid) {
   const void* pc = DL_RETURN_ADDRESS;
-  size_t offset = static_cast<char*>(shared) - shared_memory;
+  size_t offset = static_cast<char*>(shared) - own_shared();
   if (offset >= kArenaBytes) fail("cp.async (" + code_position(pc) + ") to an address outside shared memory");
   if ((reinterpret_cast<size_t>(shared) | reinterpret_cast<size_t>(global)) % bytes)
     fail("misaligned cp.async (" + code_position(pc) + "): addresses must be multiples of " + std::to_string(bytes));

@@ -3,14 +3,17 @@
 // may; in any case accumulators and the destinations of loads are NaN until somebody has waited.
 //
 // What a kernel must not leave to luck is checked by name, whatever the order: a load's destination may be read only by
-// warpgroups that waited for the load's phase, and loaded again only when the load before was read and no product is
-// still reading it; a stored tile needs its writers' fence; products need a wgmma.fence.
+// warpgroups that waited for the load's phase, and loaded again only when the load before was read, by a thread that has
+// waited for an arrival of each warp that read it, made after the product's end; a stored tile needs its writers' fence; products need a wgmma.fence. What one block sends to another of
+// its cluster needs a barrier of the cluster before it, since the other one's mbarrier.init, and after it, before either
+// ends.
 #include <algorithm>
 #include <cstring>
 #include <map>
 #include <set>
 
 #include "block.h"
+#include "check.h"
 
 namespace dl::host {
 namespace {
@@ -34,12 +37,20 @@ struct Map {  // as dlgpu/backends/launchers/host.py packs it
 };
 constexpr unsigned kMapMagic = 0x4d414d54;
 
+// For each warp, how many of its products are known to be over: as vector clocks, carried by arrivals and waits.
+struct Known {
+  unsigned products[kMaxThreads / 32] = {};
+  void learn(const Known& other) {
+    for (unsigned i = 0; i < std::size(products); ++i) products[i] = std::max(products[i], other.products[i]);
+  }
+};
+
 struct Landing {  // of a TMA load
   char* to;
   unsigned bytes;
   const void* barrier;
   unsigned phase;  // number of the barrier's phase that it belongs to
-  bool read;
+  Known readers;   // the last product of each warp that read it
 };
 
 struct Load {
@@ -54,12 +65,13 @@ struct Product {
   Input type;
   int n;
   unsigned long long a, b;
+  char* memory;  // shared memory of its block
   bool deep_a, deep_b, done;
   unsigned group;
 };
 
 struct Warpgroup {
-  unsigned arrived = 0, group = 0;
+  unsigned arrived = 0, group = 0, issued = 0;  // issued: products
   const char* name = nullptr;
   const void* pc = nullptr;
   bool fenced = false, busy = false;  // busy: the accumulators are being computed
@@ -69,7 +81,12 @@ struct Warpgroup {
   std::vector<Product> products;  // not waited for
 } groups[kMaxThreads / 128];
 
-std::map<const void*, unsigned> phases_ended;                       // of each barrier of the block
+struct Ended {  // of an mbarrier: its phases, and what they and the one at hand tell who waits
+  unsigned phases = 0;
+  Known known, arriving;
+};
+std::map<const void*, Ended> ended;
+std::map<unsigned, Known> known;                                   // by thread
 std::map<std::pair<unsigned, const void*>, unsigned> phases_seen;  // by (thread, barrier): how many it waited for
 std::map<const char*, Landing> landings;                           // by their destination
 std::vector<Load> loads;                                           // not landed
@@ -78,24 +95,40 @@ struct Stores {
   std::vector<unsigned> open;  // groups that still read
 };
 std::map<unsigned, Stores> stores;  // by thread
-std::map<unsigned, unsigned> named;  // barrier number -> threads that arrived
+std::map<const void*, unsigned> named;  // barrier -> threads that arrived
 std::map<unsigned, unsigned> fences;  // thread -> async fences
+struct Cluster {
+  unsigned arrived = 0, meetings = 0;           // at its barrier; how often they have met
+  std::map<const void*, unsigned> initialised;  // barrier -> meetings before its mbarrier.init
+  const char* sent = nullptr;                   // what a block sent to another since they met, and where in the code
+  const void* sent_pc = nullptr;
+} cluster;
+
+Warpgroup& own_group() { return groups[self->id / 128]; }
 
 char* in_shared(const void* p, unsigned alignment, const char* what, const void* pc) {
-  const size_t offset = static_cast<const char*>(p) - shared_memory;
+  const size_t offset = static_cast<const char*>(p) - own_shared();
   if (offset >= kArenaBytes || offset % alignment)
     fail(std::string(what) + " (" + code_position(pc) + ") needs shared memory at a multiple of " +
          std::to_string(alignment));
-  return shared_memory + offset;
+  return own_shared() + offset;
 }
 
 // Chunks of 16 bytes trade places within 128: bits 4-6 of the address XOR bits 7-9.
 size_t swizzled(size_t offset) { return offset ^ (offset >> 7 & 7) << 4; }
 
-Phases& at_barrier(void* p, const char* what, const void* pc) {
-  Phases& b = *reinterpret_cast<Phases*>(in_shared(p, 8, what, pc));
-  if (!phases_ended.count(p)) fail(std::string(what) + " (" + code_position(pc) + "): the mbarrier was not initialised");
-  return b;
+// An mbarrier of this block, or the one at the same place of block `rank` of the cluster.
+Phases& at_barrier(void* p, const char* what, const void* pc, int rank = -1) {
+  auto wrong = [&](const std::string& rule) { fail(std::string(what) + " (" + code_position(pc) + ")" + rule); };
+  void* const there = rank < 0 ? in_shared(p, 8, what, pc) : in_block(in_shared(p, 8, what, pc), rank);
+  if (!there) wrong(" to block " + std::to_string(rank) + " of a cluster of " + std::to_string(block_count));
+  if (!ended.count(there)) wrong(": the mbarrier was not initialised");
+  if (there != p) {
+    if (cluster.initialised[there] == cluster.meetings) wrong(" to a block that has not met us since its mbarrier.init");
+    cluster.sent = what;
+    cluster.sent_pc = pc;
+  }
+  return *static_cast<Phases*>(there);
 }
 
 void end_phase_if_complete(void* p) {
@@ -103,8 +136,22 @@ void end_phase_if_complete(void* p) {
   if (b.pending || b.bytes) return;
   b.parity ^= 1;
   b.pending = b.count;
-  ++phases_ended[p];
+  Ended& e = ended[p];
+  ++e.phases;
+  e.known.learn(e.arriving);
   wake(p);
+}
+
+void arrive(void* p, unsigned bytes, const void* pc, int rank = -1) {
+  Phases& b = at_barrier(p, "mbarrier.arrive", pc, rank);
+  if (!b.pending) fail("mbarrier.arrive (" + code_position(pc) + "): more arrivals than the phase takes");
+  b.bytes += bytes;
+  --b.pending;
+  Known& mine = known[self->id];
+  const Warpgroup& g = own_group();
+  mine.products[self->id / 32] = g.issued - g.products.size();
+  ended[&b].arriving.learn(mine);
+  end_phase_if_complete(&b);
 }
 
 unsigned box_bytes(const Map& m) {
@@ -183,8 +230,6 @@ bool chance() { return options.copies == Copies::early || (options.copies == Cop
 
 // ---- warpgroups ----
 
-Warpgroup& own_group() { return groups[self->id / 128]; }
-
 // All 128 threads meet; the last one runs `then` for all.
 template <typename Then>
 void meet(const char* name, const void* pc, Then then) {
@@ -227,17 +272,17 @@ void run(Warpgroup& g, Product& p) {
   p.done = true;
   static float a[64][16], b[16][256];
   for (int k = 0; k < 16; ++k) {
-    for (int i = 0; i < 64; ++i) a[i][k] = value(p.type, shared_memory + place(p.a, p.deep_a, i, k));
-    for (int j = 0; j < p.n; ++j) b[k][j] = value(p.type, shared_memory + place(p.b, p.deep_b, j, k));
+    for (int i = 0; i < 64; ++i) a[i][k] = value(p.type, p.memory + place(p.a, p.deep_a, i, k));
+    for (int j = 0; j < p.n; ++j) b[k][j] = value(p.type, p.memory + place(p.b, p.deep_b, j, k));
   }
   multiply(g.sums, a, b, p.n);
 }
 
 Landing* landing_at(size_t offset) {
-  auto after = landings.upper_bound(shared_memory + offset);
+  auto after = landings.upper_bound(own_shared() + offset);
   if (after == landings.begin()) return nullptr;
   Landing& l = std::prev(after)->second;
-  return shared_memory + offset < l.to + l.bytes ? &l : nullptr;
+  return own_shared() + offset < l.to + l.bytes ? &l : nullptr;
 }
 
 // The loads that filled an operand: every lane must have waited for them.
@@ -251,7 +296,7 @@ void check_operand(unsigned long long descriptor, bool deep, int rows, const voi
     if (place(descriptor, deep, i + 7, 15) >= kArenaBytes) fail("wgmma (" + code_position(pc) + "): beyond shared memory");
     Landing* l = landing_at(place(descriptor, deep, i, 0));
     if (!l) continue;
-    l->read = true;
+    for (unsigned warp = 0; warp < 4; ++warp) l->readers.products[self->id / 128 * 4 + warp] = own_group().issued;
     for (unsigned t = self->id / 128 * 128, end = t + 128; t < end; ++t)
       if (phases_seen[{t, l->barrier}] <= l->phase)
         fail("wgmma (" + code_position(pc) + ") reads what TMA loads, but thread " + describe(threads[t].index) +
@@ -259,32 +304,43 @@ void check_operand(unsigned long long descriptor, bool deep, int rows, const voi
   }
 }
 
-bool reads(const Product& p, const char* begin, const char* end) {
-  auto within = [&](unsigned long long d, bool deep, int rows) {
-    for (int i = 0; i < rows; i += 8)
-      for (int k = 0; k < 16; k += 8) {
-        const char* at = shared_memory + place(d, deep, i, k);
-        if (at >= begin && at < end) return true;
-      }
-    return false;
-  };
-  return within(p.a, p.deep_a, 64) || within(p.b, p.deep_b, p.n);
+// One block's part of a load.
+void deliver(const Map& m, char* to, void* barrier, const int* at, const unsigned short* moves, const void* pc) {
+  if (auto before = landings.find(to); before != landings.end()) {
+    const Known &readers = before->second.readers, &mine = known[self->id];
+    if (std::all_of(std::begin(readers.products), std::end(readers.products), [](unsigned n) { return !n; }))
+      fail("a TMA load (" + code_position(pc) + ") over one that nobody has read");
+    for (unsigned warp = 0; warp < std::size(readers.products); ++warp)
+      if (readers.products[warp] > mine.products[warp])
+        fail("a TMA load (" + code_position(pc) + ") into what a wgmma may still read: no wait for its warp, thread " +
+             describe(threads[32 * warp].index) + " of block " + describe(block_index[threads[32 * warp].block]));
+  }
+  landings[to] = {to, box_bytes(m), barrier, ended[barrier].phases, {}};
+  memset(to, 0xFF, box_bytes(m));
+  Load load{m, to, barrier, {at[0], at[1], at[2], moves ? at[3] : 0}, {}};
+  if (moves) std::copy(moves, moves + 2, load.moves);
+  if (chance())
+    land(load);
+  else
+    loads.push_back(load);
 }
 
 }  // namespace
 
-unsigned shared_offset(const void* shared) { return unsigned(static_cast<const char*>(shared) - shared_memory); }
+unsigned shared_offset(const void* shared) { return unsigned(static_cast<const char*>(shared) - own_shared()); }
 
 void begin_block_async() {
-  phases_ended.clear();
+  ended.clear();
+  known.clear();
   phases_seen.clear();
   landings.clear();
   loads.clear();
   stores.clear();
   named.clear();
   fences.clear();
+  cluster = {};
   for (Warpgroup& g : groups) {
-    g.arrived = g.group = 0;
+    g.arrived = g.group = g.issued = 0;
     g.fenced = g.busy = false;
     g.products.clear();
   }
@@ -306,58 +362,60 @@ void end_thread_async() {
 }
 
 std::string end_block_async() {
+  if (cluster.sent)
+    return cluster.sent + (" (" + code_position(cluster.sent_pc) + ") to a block that may have ended: no barrier.cluster after it");
   return loads.empty() ? "" : "block " + describe(blockIdx) + ": it ends with a TMA load in flight";
 }
 
 void barrier_init(void* p, unsigned count) {
   Phases& b = *reinterpret_cast<Phases*>(in_shared(p, 8, "mbarrier.init", DL_RETURN_ADDRESS));
   b = {(unsigned short)count, (unsigned short)count, 0, 0};
-  phases_ended[p] = 0;
+  ended[p] = {};
+  cluster.initialised[p] = cluster.meetings;
 }
 
-void barrier_arrive(void* p, unsigned bytes) {
-  const void* pc = DL_RETURN_ADDRESS;
-  Phases& b = at_barrier(p, "mbarrier.arrive", pc);
-  if (!b.pending) fail("mbarrier.arrive (" + code_position(pc) + "): more arrivals than the phase takes");
-  b.bytes += bytes;
-  --b.pending;
-  end_phase_if_complete(p);
+void barrier_arrive(void* p, unsigned bytes) { arrive(p, bytes, DL_RETURN_ADDRESS); }
+void barrier_arrive_at(void* p, unsigned rank) { arrive(p, 0, DL_RETURN_ADDRESS, rank); }
+
+void cluster_barrier() {
+  if (++cluster.arrived < thread_count) return sleep_on(&cluster, "barrier.cluster", DL_RETURN_ADDRESS);
+  cluster.arrived = 0;
+  ++cluster.meetings;
+  cluster.sent = nullptr;
+  check::cluster_barrier();
+  wake(&cluster);
 }
 
 void barrier_wait(void* p, unsigned parity) {
   const void* pc = DL_RETURN_ADDRESS;
   Phases& b = at_barrier(p, "mbarrier.try_wait", pc);
   while (b.parity == (parity & 1)) sleep_on(p, "mbarrier.try_wait", pc);
-  phases_seen[{self->id, p}] = phases_ended[p];
+  phases_seen[{self->id, p}] = ended[p].phases;
+  known[self->id].learn(ended[p].known);
 }
 
 void named_barrier(unsigned number, unsigned count) {
-  static const char keys[16] = {};
-  if (++named[number] < count) return sleep_on(keys + number, "bar.sync", DL_RETURN_ADDRESS);
-  named[number] = 0;
-  wake(keys + number);
+  static const char keys[kMaxCluster][16] = {};
+  const char* const key = &keys[self->block][number];
+  if (++named[key] < count) return sleep_on(key, "bar.sync", DL_RETURN_ADDRESS);
+  named[key] = 0;
+  wake(key);
 }
 
-void tma_load(void* shared, const void* map, void* barrier, const int* at, const unsigned short* moves) {
+void tma_load(void* shared, const void* map, void* barrier, const int* at, const unsigned short* moves, unsigned mask) {
   const void* pc = DL_RETURN_ADDRESS;
   const Map& m = checked(map, moves != nullptr, pc);
-  char* to = in_shared(shared, m.swizzle ? 1024 : 128, "a TMA load", pc);
-  Phases& b = at_barrier(barrier, "a TMA load", pc);
-  if (b.bytes < int(box_bytes(m))) fail("a TMA load (" + code_position(pc) + ") of more bytes than its phase expects");
-  for (Warpgroup& g : groups)
-    for (const Product& p : g.products)
-      if (reads(p, to, to + box_bytes(m))) fail("a TMA load (" + code_position(pc) + ") into what a wgmma still reads");
-  auto before = landings.find(to);
-  if (before != landings.end() && !before->second.read)
-    fail("a TMA load (" + code_position(pc) + ") over one that nobody has read");
-  landings[to] = {to, box_bytes(m), barrier, phases_ended[barrier], false};
-  memset(to, 0xFF, box_bytes(m));
-  Load load{m, to, barrier, {at[0], at[1], at[2], moves ? at[3] : 0}, {}};
-  if (moves) std::copy(moves, moves + 2, load.moves);
-  if (chance())
-    land(load);
-  else
-    loads.push_back(load);
+  const unsigned own = blockIdx.x % block_count;
+  in_shared(shared, m.swizzle ? 1024 : 128, "a TMA load", pc);
+  for (unsigned rank = 0; rank < 16; ++rank)
+    if ((mask ? mask : 1u << own) >> rank & 1) {
+      Phases& b = at_barrier(barrier, "a TMA load", pc, rank);
+      long long left = b.bytes;  // of what the phase expects
+      for (const Load& load : loads) left -= load.barrier == &b ? box_bytes(load.map) : 0;
+      if (rank == own && left < box_bytes(m))  // another block may have its expectation still before it
+        fail("a TMA load (" + code_position(pc) + ") of more bytes than its phase expects");
+      deliver(m, in_block(shared, rank), &b, at, moves, pc);
+    }
 }
 
 void async_fence() { ++fences[self->id]; }
@@ -394,6 +452,7 @@ void wgmma(Input type, int n, float* d, unsigned long long a, unsigned long long
   own_group().registers[self->id % 128] = d;
   meet("wgmma", pc, [=](Warpgroup& g) {
     if (!g.fenced) fail("wgmma (" + code_position(pc) + ") without wgmma.fence since the accumulators were touched");
+    ++g.issued;
     check_operand(a, deep_a, 64, pc);
     check_operand(b, deep_b, n, pc);
     for (Product& before : g.products)
@@ -406,7 +465,7 @@ void wgmma(Input type, int n, float* d, unsigned long long a, unsigned long long
       }
     g.busy = true;
     g.n = n;
-    g.products.push_back({type, n, a, b, deep_a, deep_b, false, g.group});
+    g.products.push_back({type, n, a, b, own_shared(), deep_a, deep_b, false, g.group});
     if (chance()) {  // in order
       for (Product& p : g.products) run(g, p);
     }

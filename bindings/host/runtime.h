@@ -6,7 +6,8 @@ namespace dl::host {
 
 [[noreturn]] void fail(const char* message);  // ends the launch: message, block, thread
 
-// A variable of the block. The instance is static in the kernel; `allocate` gives it a place once per launch.
+// A variable of the block. The instance is static in the kernel; `allocate` gives it a place once per launch, the same one
+// in the shared memory of each block of a cluster.
 struct SharedVariable {
   const char* name;
   unsigned bytes, element_bytes;
@@ -14,10 +15,11 @@ struct SharedVariable {
   void* address = nullptr;
 };
 extern unsigned long long launch_number;
+extern unsigned long block_offset;  // from the shared memory of the cluster's first block to that of the running one
 void allocate(SharedVariable& variable);
 inline void* address(SharedVariable& variable) {
   if (variable.launch != launch_number) allocate(variable);
-  return variable.address;
+  return static_cast<char*>(variable.address) + block_offset;
 }
 void* dynamic_shared();
 
@@ -38,13 +40,17 @@ void load_matrix(unsigned* fragment, int count, bool transposed, const void* row
 enum class Input { half, bfloat16, tf32 };
 void mma(Input type, int k, float* c, const unsigned* a, const unsigned* b);  // m16n8k8, m16n8k16
 
-// What hopper.cuh has beyond that (hopper.cpp). `at`: coordinates, contiguous axis first; `moves`: of im2col mode, else null.
+// What hopper.cuh has beyond that (hopper.cpp). `at`: coordinates, contiguous axis first; `moves`: of im2col mode, else null;
+// `mask`: the blocks of the cluster that get a load, 0: this one.
+unsigned cluster_rank(unsigned size);  // of this block; the first to ask starts the others of the cluster
+void cluster_barrier();
 unsigned shared_offset(const void* shared);  // its address in the shared state space
 void barrier_init(void* barrier, unsigned count);
 void barrier_arrive(void* barrier, unsigned expected_bytes);
+void barrier_arrive_at(void* barrier, unsigned rank);
 void barrier_wait(void* barrier, unsigned parity);
 void named_barrier(unsigned number, unsigned count);
-void tma_load(void* shared, const void* map, void* barrier, const int* at, const unsigned short* moves);
+void tma_load(void* shared, const void* map, void* barrier, const int* at, const unsigned short* moves, unsigned mask);
 void tma_store(const void* map, const void* shared, const int* at);
 void commit_stores();
 void wait_stores(int groups_left);

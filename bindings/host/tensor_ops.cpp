@@ -29,7 +29,7 @@ void run_load(Thread* lanes, unsigned who) {
   int count = load(0).count;
   for (int i = 0; i < 8 * count; ++i) {
     const char* row = load(i).row;
-    if (reinterpret_cast<size_t>(row) % 16 || size_t(row - shared_memory) >= kArenaBytes)
+    if (reinterpret_cast<size_t>(row) % 16 || size_t(row - own_shared()) >= kArenaBytes)
       fail("ldmatrix (" + code_position(lanes[i].pc) + "): lane " + std::to_string(i) +
            " gives a row that is not 16 aligned bytes of shared memory");
     check::read(row, 16, lanes[i].pc, lanes[i]);

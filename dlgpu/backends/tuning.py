@@ -17,11 +17,12 @@ from dlgpu.errors import ShapeError
 
 
 class Tuning(NamedTuple):
-    """What holds now. `workspace_limit` is in bytes, `hopper` the columns of the tiles that `hopper` asked for."""
+    """What holds now. `workspace_limit` is in bytes, `hopper` and `cluster` what `hopper` asked for."""
 
     autotune: bool = False
     workspace_limit: int = 1 << 28
     hopper: int | None = None
+    cluster: int | None = None
 
 
 _DEFAULT = Tuning()
@@ -63,11 +64,12 @@ def workspace_limit(limit: int) -> Iterator[None]:
 
 
 @contextmanager
-def hopper(columns: int = 256) -> Iterator[None]:
+def hopper(columns: int = 256, cluster: int | None = None) -> Iterator[None]:
     """Inside a `with` block, products and implicit-GEMM convolutions take the wgmma kernels where those can do them.
 
-    columns: of their tiles, 256 or 128. Only for a GPU of capability 9.0; elsewhere nothing changes. Without it those
+    columns: of their tiles, 256 or 128. cluster: blocks that share loads, 1 or 2; None: as tiles and multiprocessors
+    make it sensible. Only for a GPU of capability 9.0; elsewhere nothing changes. Without it those
     kernels run where `autotune` has found them right and faster.
     """
-    with _changed(hopper=columns):
+    with _changed(hopper=columns, cluster=cluster):
         yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import statistics
@@ -159,7 +160,7 @@ def candidates(call: Call, launcher: Any) -> Iterator[tuple[Choice, Program]]:
     seen = set()
     tiles: list[tuple[int | None, ...]] = [(None, None), *((edge, splits) for edge in EDGES for splits in SPLITS)]
     if launcher.capability == HOPPER:
-        tiles += [(None, None, columns) for columns in gemm_hopper.WIDTHS]
+        tiles += [(None, None, *hopper) for hopper in itertools.product(gemm_hopper.WIDTHS, gemm_hopper.CLUSTERS)]
     for algorithm in (None, *(ALGORITHMS if call.op in CONVOLUTIONS else ())):
         for tile in tiles:
             choice = Choice(algorithm, *tile)

@@ -31,6 +31,7 @@ class Resources:
     spill_bytes: int
     shared_bytes: int
     threads: int  # per block, the most it may be launched with
+    cluster: int  # blocks
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def compile_family(family: str, arch: str) -> Compiled:
 
 
 def _resources(log: str, cubin: bytes, names: dict[str, str]) -> dict[str, Resources]:
-    """Read ptxas's report: for each function a line of stack and spills, then one of registers. Threads: the cubin."""
-    threads = _most_threads(cubin)
+    """Read ptxas's report: for each function a line of stack and spills, then one of registers. The rest: the cubin."""
+    threads, clusters = _info(cubin, _MAX_THREADS), _info(cubin, _CLUSTER)
     pattern = re.compile(
         r"Compiling entry function '(?P<name>\w+)'.*?"
         r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
@@ -105,12 +106,13 @@ def _resources(log: str, cubin: bytes, names: dict[str, str]) -> dict[str, Resou
             int(match["stores"]) + int(match["loads"]),
             int(shared[1]) if shared else 0,
             threads[match["name"]],
+            clusters.get(match["name"], 1),
         )
     return {name: found[mangled] for name, mangled in names.items()}
 
 
-def _most_threads(cubin: bytes) -> dict[str, int]:
-    """Mangled name -> `__launch_bounds__`, from the .nv.info sections of the ELF file."""
+def _info(cubin: bytes, wanted: tuple[int, int]) -> dict[str, int]:
+    """Mangled name -> an attribute's x * y * z, from the .nv.info sections of the ELF file."""
     table, size, count, strings = *struct.unpack_from("<Q", cubin, 0x28), *struct.unpack_from("<3H", cubin, 0x3A)
     headers = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]  # name, .., offset, bytes
     found = {}
@@ -122,7 +124,7 @@ def _most_threads(cubin: bytes) -> dict[str, int]:
         end = at + length
         while at < end:  # attributes: kind of value, which, and two bytes: the value, or the size of what follows
             kind, attribute, value = struct.unpack_from("<BBH", cubin, at)
-            if (kind, attribute) == _MAX_THREADS:
+            if (kind, attribute) == wanted:
                 x, y, z = struct.unpack_from("<3I", cubin, at + 4)
                 found[section.removeprefix(".nv.info.")] = x * y * z
             at += 4 + (value if kind == _SIZED else 0)
@@ -130,7 +132,7 @@ def _most_threads(cubin: bytes) -> dict[str, int]:
 
 
 _SIZED = 4
-_MAX_THREADS = (_SIZED, 5)
+_MAX_THREADS, _CLUSTER = (_SIZED, 5), (_SIZED, 0x3D)  # `__launch_bounds__`, `__cluster_dims__`
 
 
 def _nvrtc() -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, launch
+from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, Tiles, launch
 from dlgpu.backends.kernels.plan import MOST_ELEMENTS
 from dlgpu.backends.kernels.sources import pack
 from dlgpu.backends.kernels.tensor_map import LINE, Im2col, MappedPlan, Tiled, encodable
@@ -42,19 +42,21 @@ def grad_weight_plan(
     low, high = _corners(g)
     pixels, taps = g.N * g.P * g.Q, g.R * g.S
     chunks = taps * -(-g.C // LINE)
-    most = -(-g.K // ROWS) * -(-chunks * LINE // columns)
+    rows, across = -(-g.K // ROWS), -(-chunks * LINE // columns)
     steps = -(-pixels // DEPTH)
     slabs = target.workspace // (4 * g.K * taps * g.C)
-    parts = max(1, min(target.sms // most, slabs, steps // LEAST_STEPS))
+    parts = max(1, min(target.sms // (rows * across), slabs, steps // LEAST_STEPS))
     each = -(-steps // parts)
     sizes, strides = (g.C, g.W, g.H, g.N), (2 * g.C, 2 * g.C * g.W, 2 * g.C * g.W * g.H)
     walk = Im2col(sizes, strides, LINE, DEPTH, low[::-1], high[::-1], g.stride[::-1])
     dy = Tiled((g.K, pixels, 1), (2 * g.K, 2 * g.K * pixels), (LINE, DEPTH, 1))
     numbers = (g.K, chunks, g.C, g.R, g.S, g.P, g.Q, *g.stride, *low, *g.dilation)
     why = f"{g.K}x{taps * g.C}x{pixels}, tiles {ROWS}x{columns}, depth in {parts}, wgmma on im2col by TMA"
-    kernel = f"dl::conv_hopper_grad_weight<{dtype}, {columns}>"
+    tiles = Tiles(parts, rows, across)
+    cluster = tiles.cluster(target)
+    kernel = f"dl::conv_hopper_grad_weight<{dtype}, {columns}, {cluster}>"
     args = (pack("ImageWalk", *numbers), each, parts)
-    return MappedPlan(launch(kernel, most * parts, columns, args, why, target), (dy, walk)), parts
+    return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), (dy, walk)), parts
 
 
 def _corners(g: Conv2d) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -89,15 +91,16 @@ def _plan(
     sizes, strides = (c, w, h, g.N), (2 * c, 2 * c * w, 2 * c * w * h)
     walk = Im2col(sizes, strides, LINE, ROWS, (low[1], low[0]), (high[1], high[0]), (step[1], step[0]))
     taps = g.R * g.S
-    lines = DEPTH if backward else columns
+    tiles = Tiles(1, -(-rows // ROWS), -(-width // columns))
+    cluster = tiles.cluster(target)
+    lines = DEPTH if backward else columns // cluster
     filters = Tiled((g.C, taps, g.K), (2 * g.C, 2 * g.C * taps), (LINE, 1, lines))
     out = Tiled((width, rows, 1), (2 * width, 2 * width * rows), (LINE, 64, 1))
     maps = (walk, filters, out)
     if not all(encodable(m) for m in maps):
         return None
     numbers = (rows, width, c, g.R, g.S, *positions, *step, *low, *g.dilation)
-    count = -(-rows // ROWS) * -(-width // columns)
-    why = f"{rows}x{width}x{taps * c}, {count} tiles {ROWS}x{columns}, wgmma on im2col by TMA"
-    kernel = f"dl::conv_hopper<{dtype}, {columns}, {str(backward).lower()}>"
+    why = f"{rows}x{width}x{taps * c}, {tiles.count} tiles {ROWS}x{columns}, wgmma on im2col by TMA"
+    kernel = f"dl::conv_hopper<{dtype}, {columns}, {str(backward).lower()}, {cluster}>"
     args = (pack("ImageWalk", *numbers), int(bool(relu)))
-    return MappedPlan(launch(kernel, count, columns, args, why, target), maps)
+    return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)

@@ -119,7 +119,7 @@ class Launching:
         """What plans are made for."""
         current = tuning.current()
         hopper = current.hopper if self.launcher.capability == HOPPER else None
-        return Target(self.launcher.sms, current.workspace_limit, hopper=hopper)
+        return Target(self.launcher.sms, current.workspace_limit, hopper=hopper, cluster=current.cluster)
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         """Launch a plan on its arrays, unless there is nothing to compute."""

@@ -46,6 +46,7 @@ class Choice:
     edge: int | None = None
     splits: int | None = None
     hopper: int | None = None
+    cluster: int | None = None
 
     def __str__(self) -> str:
         named = [f"{name}={value}" for name, value in vars(self).items() if value is not None]
@@ -165,7 +166,8 @@ class Tracer(KernelOps):
     @property
     def target(self) -> Target:
         target, choice = super().target, self._choice
-        return replace(target, edge=choice.edge, splits=choice.splits, hopper=choice.hopper or target.hopper)
+        hopper, cluster = choice.hopper or target.hopper, choice.cluster or target.cluster
+        return replace(target, edge=choice.edge, splits=choice.splits, hopper=hopper, cluster=cluster)
 
     def each_call(self, function: Callable[[Any], Any], number: Any) -> Any:
         if not isinstance(number, Number):
