@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 from dlgpu.backends.kernels import KernelBackend
-from dlgpu.backends.launchers.cupy import cast, packed
+from dlgpu.backends.launchers.cupy import NULL, cast, packed
 from dlgpu.bench import check
 from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case, select, tiny
@@ -38,6 +38,7 @@ class Nothing:
     """A launcher that launches nothing. `count` says how often it did not."""
 
     xp, capability, sms, device = np, 90, 132, 0
+    null: Any = None
 
     def __init__(self) -> None:
         self.count = 0
@@ -46,7 +47,7 @@ class Nothing:
         return {}
 
     def prepare(self, plan: Any) -> Any:
-        def start(arrays: list[Any]) -> None:
+        def start(arrays: tuple[Any, ...]) -> None:
             self.count += 1
 
         return start
@@ -61,6 +62,8 @@ class Nothing:
 class Packing(Nothing):
     """... but casts the arguments as CuPy must be given them."""
 
+    null: Any = NULL
+
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         cast(kernel, args, np.ndarray)
         self.count += 1
@@ -68,7 +71,7 @@ class Packing(Nothing):
     def prepare(self, plan: Any) -> Any:
         pack = packed(plan, np.ndarray)
 
-        def start(values: list[Any]) -> None:
+        def start(values: tuple[Any, ...]) -> None:
             self.count += 1
             pack(values)
 

@@ -169,10 +169,12 @@ def test_what_it_says_of_the_device(cupy: FakeCupy, monkeypatch: pytest.MonkeyPa
     assert it.identity() == {"gpu": "GPU number 3", "driver": "NVRM version: 580.1"}
 
 
-def adam(**changes: Any) -> tuple[list[Any], Plan]:
-    """The arrays of a step, one of them None, and its plan."""
+def adam(**changes: Any) -> tuple[tuple[Any, ...], Plan]:
+    """The arrays of a step, one of them not there, and its plan."""
     args = arguments(half=None, **changes)
-    return list(args[:6]), Plan(KERNEL, (7, 1, 1), (256, 1, 1), args[6:], shared_bytes=100 << 10)
+    return (*args[:5], launcher.CupyLauncher.null), Plan(
+        KERNEL, (7, 1, 1), (256, 1, 1), args[6:], shared_bytes=100 << 10
+    )
 
 
 def same(mine: tuple[Any, ...], theirs: tuple[Any, ...]) -> bool:
@@ -185,7 +187,7 @@ def test_a_prepared_plan_launches_what_launch_would(cupy: FakeCupy) -> None:
     it = launcher.CupyLauncher()
     arrays, plan = adam()
     it.prepare(plan)(arrays)
-    it.launch(KERNEL, plan.grid, plan.block, (*arrays, *plan.args), plan.shared_bytes)
+    it.launch(KERNEL, plan.grid, plan.block, (*arrays[:5], None, *plan.args), plan.shared_bytes)
     (*how, args, shared), (*wanted, expected, _) = cupy.function.launches
     assert (how, shared) == (wanted, 100 << 10)
     assert same(args, expected)
@@ -199,10 +201,12 @@ def test_a_prepared_plan_with_numbers_that_change(cupy: FakeCupy) -> None:
     arrays, plan = adam(step=Number(9), lr=Number(10))
     start = it.prepare(plan)
     for step, lr in ((1, 0.5), (2, 0.25)):
-        start([*arrays, step, lr])
+        start((*arrays, step, lr))
         _, same_plan = adam(step=step, lr=lr)
-        assert same(cupy.function.launches[-1][2], launcher.cast(KERNEL, (*arrays, *same_plan.args), np.ndarray))
+        assert same(
+            cupy.function.launches[-1][2], launcher.cast(KERNEL, (*arrays[:5], None, *same_plan.args), np.ndarray)
+        )
     for lr, error in (("0.5", DtypeError), (1e39, ShapeError)):
         with pytest.raises(error, match="lr must"):
-            start([*arrays, 3, lr])
+            start((*arrays, 3, lr))
     assert len(cupy.function.launches) == 2

@@ -27,7 +27,7 @@ from dlgpu.errors import ShapeError
 class Device:
     """A launcher that notes what it starts, and computes a product badly where `wrong` is in the kernel's name."""
 
-    xp, capability, sms, device = np, 90, 132, 0
+    xp, null, capability, sms, device = np, None, 90, 132, 0
 
     def __init__(
         self,

@@ -17,8 +17,8 @@ from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.kernels.tensor_map import MappedPlan, TensorMap
 from dlgpu.backends.kernels.tiles import Target
 
-# Launches one plan on its arrays, which the list begins with, and what its Numbers are this time, in their order.
-Start = Callable[[list[Any]], None]
+# Launches one plan on its arrays, which the tuple begins with, and what its Numbers are this time, in their order.
+Start = Callable[[tuple[Any, ...]], None]
 
 TURNED = 64  # rows and columns of the tile of kernels/movement.cuh that a block turns
 
@@ -29,6 +29,11 @@ class Launcher(Protocol):
     @property
     def xp(self) -> Any:
         """The array library of its arrays."""
+        ...
+
+    @property
+    def null(self) -> Any:
+        """What a `Start` is given for an array that is not there."""
         ...
 
     @property

@@ -11,14 +11,16 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from types import SimpleNamespace
+from functools import partial, reduce
+from operator import itemgetter, methodcaller
+from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from dlgpu.backends import precision, tuning
 from dlgpu.backends.contract import Array
-from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, Start, address, mapped
+from dlgpu.backends.kernels.launching import ALIGNMENT, Launcher, address
 from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.symbol import Number, Symbol, SymbolicArrays
@@ -35,7 +37,11 @@ NOT_REPLAYED = ("reduce",)  # the array library computes it
 MOST_PROGRAMS = 2048  # the least recently used are forgotten
 
 
-Make = Callable[[list[Any]], Any]  # one more array or number, from those that are there
+class Make(NamedTuple):
+    """One more array or number: `function` of the one in `slot`, or of nothing."""
+
+    function: Callable[..., Any]
+    slot: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,26 +98,29 @@ class Step:
     plan: Plan
     slots: tuple[int, ...]
     done: tuple[int, ...]
-    maps: tuple[TensorMap, ...] = ()
 
 
 class Program:
-    """A call as its steps. Slot 0 is None, then come the arguments, then what the steps make.
+    """A call as its steps. Slot 0 is the launcher's `null`, then come the arguments, then what the steps make.
 
     Attributes:
         steps: in order.
+        last: what is made after them.
+        results: slots of what the call returns; one slot where it returns no tuple.
         workspace: the most bytes that it allocates at a time besides its results.
     """
 
-    def __init__(self, launcher: Launcher, steps: list[Step], last: tuple[Make, ...], results: Any, workspace: int):
-        self.steps, self.workspace = steps, workspace
-        self._last, self._results = last, results
-        self._started = [(s.make, self._prepared(launcher, s), s.slots, s.done) for s in steps]
-
-    @staticmethod
-    def _prepared(launcher: Launcher, step: Step) -> Start:
-        start, maps = launcher.prepare(step.plan), step.maps
-        return start if not maps else lambda arrays: start(mapped(launcher, maps, arrays))
+    def __init__(
+        self,
+        launcher: Launcher,
+        steps: list[Step],
+        last: tuple[Make, ...],
+        results: int | tuple[int, ...],
+        workspace: int,
+    ) -> None:
+        self.steps, self.last, self.results, self.workspace = steps, last, results, workspace
+        self._started = [(s.make, launcher.prepare(s.plan), _picker(s.slots), s.done) for s in steps]
+        self._returned = _picker(results) if isinstance(results, tuple) else itemgetter(results)
 
     @property
     def cycles(self) -> float:
@@ -119,19 +128,21 @@ class Program:
         return sum(step.plan.cycles for step in self.steps)
 
     def run(self, memory: list[Any]) -> Any:
-        """Results for None and the arguments in `memory`, which is used up."""
-        for makes, start, slots, done in self._started:
-            for make in makes:
-                memory.append(make(memory))
-            start([memory[slot] for slot in slots])
+        """Results for `null` and the arguments in `memory`, which is used up."""
+        for makes, start, pick, done in self._started:
+            for function, slot in makes:
+                memory.append(function() if slot is None else function(memory[slot]))
+            start(pick(memory))
             for slot in done:
                 memory[slot] = None
-        for make in self._last:
-            memory.append(make(memory))
-        results = self._results
-        if type(results) is tuple:
-            return tuple([memory[slot] for slot in results])
-        return memory[results]
+        for function, slot in self.last:
+            memory.append(function() if slot is None else function(memory[slot]))
+        return self._returned(memory)
+
+
+def _picker(slots: tuple[int, ...]) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """What is in these slots, as a tuple."""
+    return itemgetter(*slots) if len(slots) > 1 else lambda memory: tuple([memory[slot] for slot in slots])
 
 
 def build(call: Call, launcher: Launcher, choice: Choice = Choice()) -> Program:
@@ -161,7 +172,7 @@ class Tracer(KernelOps):
         self._real, self._choice = launcher, choice
         self._pending: list[Make] = []
         self._bytes: dict[int, int] = {}  # slot -> what is allocated for it
-        self._steps: list[tuple[tuple[Make, ...], Plan, tuple[TensorMap, ...], tuple[int, ...], set[int]]] = []
+        self._steps: list[tuple[tuple[Make, ...], Plan, tuple[int, ...], set[int]]] = []
 
     @property
     def target(self) -> Target:
@@ -172,9 +183,7 @@ class Tracer(KernelOps):
     def each_call(self, function: Callable[[Any], Any], number: Any) -> Any:
         if not isinstance(number, Number):
             return function(number)
-        slot = number.slot
-        self._pending.append(lambda memory: function(memory[slot]))
-        return Number(self._next())
+        return Number(self._make(function, number.slot))
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         self._write_down(plan, (), arrays)
@@ -185,49 +194,44 @@ class Tracer(KernelOps):
     def _write_down(self, plan: Plan, maps: tuple[TensorMap, ...], arrays: tuple[Array | None, ...]) -> None:
         if plan.empty:
             return
-        slots = tuple(0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays)
-        slots += tuple(arg.slot for arg in plan.args if isinstance(arg, Number))
-        used = {0 if a is None else a.slot for a in arrays} | set(slots)
-        self._steps.append((self._take(), plan, maps, slots, used))
+        places = [0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays]
+        mapped = [self._make(partial(self._real.tensor_map, m), at) for m, at in zip(maps, places, strict=False)]
+        numbers = [arg.slot for arg in plan.args if isinstance(arg, Number)]
+        slots = (*mapped, *places[len(maps) :], *numbers)
+        used = {a.slot for a in arrays if a is not None} | {*places, *slots}
+        self._steps.append((self._take(), plan, slots, used))
 
     def program(self, results: Any) -> Program:
         """What was written down, as a program that returns `results`."""
         several = results if isinstance(results, tuple) else (results,)
-        slots = tuple(0 if a is None else self._slot(a) if a.views else a.slot for a in several)
-        kept = {0 if a is None else a.slot for a in several}
+        slots = tuple(self._make(NoneType) if a is None else self._slot(a) if a.views else a.slot for a in several)
+        kept = {a.slot for a in several if a is not None}
         last = {slot: at for at, (*_, used) in enumerate(self._steps) for slot in used}
         steps, alive, most, made = [], 0, 0, self._first
-        for at, (make, plan, maps, wiring, used) in enumerate(self._steps):
+        for at, (make, plan, wiring, used) in enumerate(self._steps):
             new = range(made, made + len(make))
             made = new.stop
             alive += sum(self._bytes.get(slot, 0) for slot in new if slot not in kept)
             most = max(most, alive)
             done = [slot for slot in used if slot >= self._first and last[slot] == at and slot not in kept]
             alive -= sum(self._bytes.get(slot, 0) for slot in done)
-            steps.append(Step(make, plan, wiring, tuple(sorted(done)), maps))
+            steps.append(Step(make, plan, wiring, tuple(sorted(done))))
         return Program(self._real, steps, self._take(), slots if isinstance(results, tuple) else slots[0], most)
 
     def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
-        make = getattr(self._real.xp, kind)
-        self._pending.append(lambda memory: make(shape, dtype))
-        symbol = Symbol(self._next(), shape, dtype)
+        symbol = Symbol(self._make(partial(getattr(self._real.xp, kind), shape, dtype)), shape, dtype)
         self._bytes[symbol.slot] = symbol.size * symbol.itemsize
         return symbol
 
     def _slot(self, view: Symbol) -> int:
         """A slot of its own for a view."""
-        slot, views = view.slot, view.views
+        views = [methodcaller(method, *args) for method, args in view.views]
+        one_by_one = partial(reduce, lambda array, take: take(array), views)
+        return self._make(views[0] if len(views) == 1 else one_by_one, view.slot)
 
-        def make(memory: list[Any]) -> Array:
-            array = memory[slot]
-            for method, args in views:
-                array = getattr(array, method)(*args)
-            return array
-
-        self._pending.append(make)
-        return self._next()
-
-    def _next(self) -> int:
+    def _make(self, function: Callable[..., Any], slot: int | None = None) -> int:
+        """The slot of what a `Make` will make."""
+        self._pending.append(Make(function, slot))
         self._free += 1
         return self._free - 1
 
@@ -246,23 +250,22 @@ class Replayed:
         self.__signature__ = inspect.signature(self._plainly)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        memory: list[Any] = [None]
-        values: list[Any] = []
+        backend, array, changing = self._backend, self._array, self._changing
+        launcher: Any = backend.launcher
+        memory, values = [launcher.null], []
         for value in args:
-            if isinstance(value, self._array):
+            if isinstance(value, array):
                 memory.append(value)
-                value = stand_in(value)
+                value = value.shape, value.strides, value.dtype, address(value) % ALIGNMENT  # `stand_in`, here
             values.append(value)
         for name, value in options.items():
-            if isinstance(value, self._array):
+            if isinstance(value, array):
                 memory.append(value)
                 value = stand_in(value)
-            elif name in self._changing:
+            elif name in changing:
                 memory.append(value)
                 value = Number
             values.append(value)
-        backend = self._backend
-        launcher: Any = backend.launcher
         call = (self._op, len(args), tuple(options), tuple(values))
         try:
             program = backend.program(call, launcher, launcher.device, precision.current(), tuning.current())

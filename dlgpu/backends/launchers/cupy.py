@@ -29,12 +29,17 @@ from dlgpu.files import atomic_file, cache_folder
 DEFAULT_SHARED = 48 << 10  # bytes of dynamic shared memory that a kernel gets without asking
 
 
+NULL = np.uint64(0)
+
+
 class CupyLauncher(GpuLauncher):
     """The kernels on CuPy's current device and stream.
 
     Raises:
         BackendUnavailable: CuPy is not installed, or finds no GPU.
     """
+
+    null = NULL
 
     def __init__(self) -> None:
         super().__init__("cuda:cupy")
@@ -82,9 +87,6 @@ def architecture(capability: int) -> str:
     return f"sm_{max(fits)}"
 
 
-NULL = np.uint64(0)
-
-
 def cast(kernel: str, args: tuple[Any, ...], array: type, first: int = 0) -> tuple[Any, ...]:
     """The arguments as CuPy has to be given them: it checks nothing, and would pass a Python float as a double.
 
@@ -103,18 +105,18 @@ def cast(kernel: str, args: tuple[Any, ...], array: type, first: int = 0) -> tup
     return tuple(result)
 
 
-def packed(plan: Plan, array: type) -> Callable[[list[Any]], tuple[Any, ...]]:
+def packed(plan: Plan, array: type) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     """What `prepare` does with the arguments: a `Start` that returns them instead of launching."""
     kernel, first = plan.kernel, len(sources.parameters(plan.kernel)) - len(plan.args)
     changing = [first + index for index, arg in enumerate(plan.args) if isinstance(arg, Number)]
     same = cast(kernel, tuple(0 if isinstance(arg, Number) else arg for arg in plan.args), array, first)
     if not changing:
-        return lambda arrays: (*[NULL if a is None else a for a in arrays], *same)
-    casts = [_casts(kernel, array)[index] for index in changing]
+        return lambda arrays: arrays + same
+    casts = [(index, _casts(kernel, array)[index]) for index in changing]
 
-    def pack(values: list[Any]) -> tuple[Any, ...]:
-        args = [NULL if a is None else a for a in values[:first]] + [*same]
-        for index, convert, number in zip(changing, casts, values[first:], strict=True):
+    def pack(values: tuple[Any, ...]) -> tuple[Any, ...]:
+        args = [*values[:first], *same]
+        for (index, convert), number in zip(casts, values[first:], strict=True):
             args[index] = convert(number)
             if args[index] is None:
                 refuse(kernel, index, number)

@@ -82,7 +82,7 @@ class HostLauncher:
         DlgpuError: a source does not compile.
     """
 
-    xp = numpy
+    xp, null = numpy, None
     capability, sms, device = 90, 132, 0  # plans are made as for an H100
 
     def __init__(

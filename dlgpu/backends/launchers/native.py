@@ -51,6 +51,8 @@ class NativeLauncher(GpuLauncher):
         BackendUnavailable: the module, CuPy or a GPU is missing.
     """
 
+    null = None
+
     def __init__(self) -> None:
         self._module = load()
         super().__init__("cuda:native")
