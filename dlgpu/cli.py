@@ -78,6 +78,9 @@ MODEL_OPTION = click.option(
 @click.option("--average-from", type=int, help="also average the weights of the epochs from this one on")
 @click.option("--from", "start", help="begin with the weights of a run folder or .safetensors file, as far as they fit")
 @click.option("--freeze", default="", help="parts of the network to leave as they are: 0,3 or features (wants --from)")
+@click.option(
+    "--lr-scale", multiple=True, metavar="PART=FACTOR", help="a learning rate of its own: features=0.1, 0=0.3, ..."
+)
 @click.option("--validation", default=0, show_default=True, help="hold out so many training images, and judge by them")
 @click.option("--patience", type=int, help="stop after so many epochs without improvement (wants --validation)")
 @click.option("--limit", type=int, help="use only the first LIMIT images (for a quick try)")
@@ -109,6 +112,7 @@ def train(
     dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
     dlgpu train mobilenet_v1 --data fashion-mnist --image-size 32 --model-option width_mult=0.25
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
+    dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --lr-scale 0=0.1 --lr-scale 3=0.3
     dlgpu train fcn8s --model-option trunk=small
     """
     if resume is not None:
@@ -173,6 +177,8 @@ def _fit(run: Run) -> None:
     if trainer.epoch or trainer.batch:
         console.print(f"continuing {run.folder}/ after epoch {trainer.epoch}, batch {trainer.batch}\n")
     else:
+        if config.start is not None:
+            console.print(f"weights of {config.start}; fresh: {nn.module.listed(run.fresh)}")
         console.print(f"writing {run.folder}/\n")
     with LiveTable(trainer, config.epochs) as table:
         trainer.callbacks.append(table)

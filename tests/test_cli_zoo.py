@@ -59,6 +59,19 @@ def test_train_with_options_and_size(cli: Cli, tmp_path: Path) -> None:
         (["train", "alexnet", "--image-size", "14"], "[alexnet] image_size must be at least 15; got 14"),
         (["train", "vgg11", "--image-size", "20"], "[vgg11] image_size must be a multiple of 32"),
         (["models", "googlenet", "--image-size", "19"], "[googlenet] image_size must be at least 20; got 19"),
+        (
+            ["train", "mlp", "--model-option", "num_classes=7"],
+            "[run] num_classes, in_channels, image_size must come from the data",
+        ),
+        (
+            ["train", "mlp", "--lr-scale", "1=-2"],
+            "[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got '1=-2'",
+        ),
+        (
+            ["train", "mlp", "--lr-scale", "1"],
+            "[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got '1'",
+        ),
+        (["train", "mlp", "--lr-scale", "head=2"], "[transfer] unknown part of the model 'head'"),
         (["models", "resnet50", "--num-classes", "0"], "[resnet50] num_classes must be an int >= 1; got 0"),
         (["models", "fcn8s", "--image-size", "48"], "[fcn8s] height and width must be multiples of 32"),
         (["models", "fcn8s", "--model-option", "trunk=smal"], "[fcn8s] unknown trunk 'smal'; Did you mean 'small'?"),
@@ -171,3 +184,18 @@ def test_predict_replaces_nothing(cli: Cli, tmp_path: Path) -> None:
     ):
         assert failed(cli("predict", *arguments)).startswith(message)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_train_says_what_other_weights_lack(cli: Cli, tmp_path: Path) -> None:
+    Run.create("old", Config("mlp", dataset="mnist", limit=20, epochs=1)).fit()
+    other = ["train", "mlp", "--model-option", "hidden=100,50", "--limit", 20, "-e", 1, "--from", "old"]
+    out = succeeded(cli(*other, "--lr-scale", "1=0.1", "--run", "new"))
+    assert "\nweights of old; fresh: 3.weight, 3.bias, 5.weight, 5.bias\nwriting new/\n" in out
+    before = sorted(tmp_path.iterdir())
+    message = failed(cli("train", "simple_convnet", "--limit", 20, "--from", "old", "--run", "none"))
+    assert message == (
+        "[load_matching] some weights must fit Sequential by name and shape; got missing: affine1.bias, "
+        "affine1.weight, affine2.bias, affine2.weight, conv1.bias and 1 more; "
+        "unexpected: 1.bias, 1.weight, 3.bias, 3.weight; of another shape: none"
+    )
+    assert sorted(tmp_path.iterdir()) == before

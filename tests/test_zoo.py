@@ -28,6 +28,10 @@ from dlgpu.train import auxiliary_loss
 COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("alexnet", {}, 60_965_224),  # the paper's "60 million"
     ("alexnet", {"variant": "torchvision"}, 61_100_840),
+    ("vgg11", {"batch_norm": True}, 132_868_840),
+    ("vgg13", {"batch_norm": True}, 133_053_736),
+    ("vgg16", {"batch_norm": True}, 138_365_992),
+    ("vgg19", {"batch_norm": True}, 143_678_248),
     ("googlenet", {"aux": False}, 6_998_552),  # as distributed for Caffe
     ("googlenet", {"variant": "torchvision", "aux": False}, 6_624_904),
     ("inception_v2", {}, 11_295_240 - 10_016),
