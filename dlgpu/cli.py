@@ -78,6 +78,9 @@ MODEL_OPTION = click.option(
 @click.option("--average-from", type=int, help="also average the weights of the epochs from this one on")
 @click.option("--from", "start", help="begin with the weights of a run folder or .safetensors file, as far as they fit")
 @click.option("--freeze", default="", help="parts of the network to leave as they are: 0,3 or features (wants --from)")
+@click.option(
+    "--lr-scale", multiple=True, metavar="PART=FACTOR", help="a learning rate of its own: features=0.1, 0=0.3, ..."
+)
 @click.option("--validation", default=0, show_default=True, help="hold out so many training images, and judge by them")
 @click.option("--patience", type=int, help="stop after so many epochs without improvement (wants --validation)")
 @click.option("--limit", type=int, help="use only the first LIMIT images (for a quick try)")
@@ -109,6 +112,7 @@ def train(
     dlgpu train vgg11 --data cifar10 --epochs 40 --augment crop,flip
     dlgpu train mobilenet_v1 --data fashion-mnist --image-size 32 --model-option width_mult=0.25
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
+    dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --lr-scale 0=0.1 --lr-scale 3=0.3
     dlgpu train fcn8s --model-option trunk=small
     """
     if resume is not None:
@@ -173,6 +177,8 @@ def _fit(run: Run) -> None:
     if trainer.epoch or trainer.batch:
         console.print(f"continuing {run.folder}/ after epoch {trainer.epoch}, batch {trainer.batch}\n")
     else:
+        if config.start is not None:
+            console.print(f"weights of {config.start}; fresh: {nn.module.listed(run.fresh)}")
         console.print(f"writing {run.folder}/\n")
     with LiveTable(trainer, config.epochs) as table:
         trainer.callbacks.append(table)
@@ -313,17 +319,24 @@ def _print_accuracy(judgement: insight.Judgement, classes: Sequence[str], counte
 @click.argument("images", nargs=-1, required=True, type=click.Path())
 @WHICH
 @click.option("--top", default=3, show_default=True, help="how many classes to show")
-def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="segmentation: PNG to write [default: RUN/<name of the picture>-classes.png]",
+)
+def predict(run: Path, images: tuple[str, ...], which: str, top: int, output: Path | None) -> None:
     """Classes and probabilities of picture files, by a trained RUN folder.
 
     Pictures are scaled to the network's size. Grey networks trained on bright strokes (MNIST) get dark-on-bright
-    pictures inverted.
+    pictures inverted. Segmentation networks give the share of each class, and a PNG of the picture's size in the
+    colours named beside them.
     """
-    from dlgpu import data
+    from dlgpu import data, viz
     from dlgpu import functional as F
 
     model, config = load_model(run, which)
-    _check_one_class("predict", config)
+    masks = _mask_paths(run, config, images, output)
     for name in images:
         pixels = data.load_image(name, config.image_size, config.in_channels)
         inverted = config.in_channels == 1 and _bright_border(pixels) and config.mean[0] < 0.5
@@ -332,10 +345,37 @@ def predict(run: Path, images: tuple[str, ...], which: str, top: int) -> None:
         batch = np.divide(pixels[None], np.float32(255), dtype=np.float32)
         batch = config.transform(augment=False)(batch, np.random.default_rng(0))
         with dlgpu.no_grad():
-            shares = F.softmax(model(dlgpu.tensor(batch, device=config.device))).numpy()[0]
+            shares = F.softmax(model(dlgpu.tensor(batch, device=config.device)), dim=1).numpy()[0]
+        notes = [""] * len(shares)
+        if config.per_pixel:
+            classes = shares.argmax(0)
+            viz.mask(classes, len(shares), masks[name], data.load_image(name).shape[1:])
+            shares = np.bincount(classes.ravel(), minlength=len(shares)) / classes.size
+            notes = [f"  #{bytes(colour).hex()}" for colour in viz.class_colours(len(shares))]
         console.print(f"{name}{'  (inverted: dark on bright)' if inverted else ''}", style="bold")
         for index in np.argsort(-shares, kind="stable")[: max(top, 1)]:
-            console.print(f"  {shares[index]:>7.2%}  {config.classes[index]}")
+            console.print(f"  {shares[index]:>7.2%}  {config.classes[index]}{notes[index]}")
+        if config.per_pixel:
+            console.print(f"  {masks[name]}")
+
+
+def _mask_paths(run: Path, config: Config, images: Sequence[str], output: Path | None) -> dict[str, Path]:
+    """Where the classes of each picture's pixels go; raises `ShapeError` if a picture or another of them is there."""
+    if not config.per_pixel:
+        if output is not None:
+            raise ShapeError(
+                f"[predict] --output is for segmentation networks; got one class per image, {config.model}"
+            )
+        return {}
+    if output is not None and len(images) > 1:
+        raise ShapeError(f"[predict] --output takes the classes of one picture; got {len(images)}")
+    paths = {name: output or run / f"{Path(name).stem}-classes.png" for name in images}
+    written = {path.resolve() for path in paths.values()}
+    if len(written) < len(images) or written & {Path(name).resolve() for name in images}:
+        raise ShapeError(
+            f"[predict] what is written must not replace a picture; got {', '.join(map(str, paths.values()))}"
+        )
+    return paths
 
 
 def _check_one_class(where: str, config: Config) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ AUGMENTATIONS: dict[str, Any] = {
 }
 
 
+DATA_OPTIONS = ("num_classes", "in_channels", "image_size")  # of every network, and never to choose: the data have them
 MODELS_OWN: Any = None  # stands for the model's default (dlgpu.models.ModelInfo)
 
 
@@ -68,6 +70,7 @@ class Config:
     average_from: int | None = None
     start: str | None = None
     freeze: tuple[str, ...] = ()
+    lr_scale: tuple[str, ...] = ()  # "PART=FACTOR": that part of the network learns at FACTOR times the rate
     validation: int = 0
     patience: int | None = None
     limit: int | None = None
@@ -83,7 +86,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _check_known("model", self.model, models.MODELS)
-        models.parse_options(self.model, self.model_options)
+        given = models.parse_options(self.model, self.model_options).keys() & DATA_OPTIONS
+        if given:
+            raise ShapeError(
+                f"[run] {', '.join(DATA_OPTIONS)} must come from the data (image_size also from --image-size); "
+                f"got model options {sorted(given)}"
+            )
+        self.lr_scales()
         for name in ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
             if getattr(self, name) is MODELS_OWN:
                 object.__setattr__(self, name, getattr(models.MODELS[self.model], name))
@@ -143,19 +152,35 @@ class Config:
     def build_model(self) -> Module:
         """The network with fresh weights from the run's seed."""
         random.manual_seed(self.seed)
-        sizes = dict(num_classes=len(self.classes), in_channels=self.in_channels, image_size=self.image_size)
+        sizes = dict(zip(DATA_OPTIONS, (len(self.classes), self.in_channels, self.image_size), strict=True))
         options = models.parse_options(self.model, self.model_options)
         return models.build(self.model, **sizes | options).to(self.device)
 
-    def first_model(self) -> Module:
-        """The network that training starts with: `build_model`, or with the weights of `start`, parts of it frozen."""
-        model = self.build_model()
+    def first_model(self) -> tuple[Module, list[str]]:
+        """The network that training starts with: `build_model`, or with the weights of `start`, parts of it frozen.
+
+        Also the names of what it does not have from `start`.
+        """
+        model, fresh = self.build_model(), []
         if self.start is not None:
             start = Path(self.start)
             weights = checkpoint.weights(start / "best.safetensors" if start.is_dir() else start)
-            transfer.load_matching(model, weights)
+            fresh = transfer.load_matching(model, weights)
         transfer.freeze(model, *self.freeze)
-        return model
+        return model, fresh
+
+    def lr_scales(self) -> dict[str, float]:
+        """`lr_scale` read: part of the network -> factor of the learning rate."""
+        scales = {}
+        for text in self.lr_scale:
+            part, _, factor = text.partition("=")
+            try:
+                scales[part] = float(factor)
+            except ValueError:
+                scales[part] = math.nan
+            if not (part and 0 <= scales[part] < math.inf):
+                raise ShapeError(f"[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got {text!r}")
+        return scales
 
     def transform(self, augment: bool) -> data.Compose:
         """What happens to images between the data set and the network."""
@@ -168,10 +193,13 @@ class Config:
 
 
 class Run(Callback):
-    """A run folder being written: the callback that saves checkpoints, figures and pictures."""
+    """A run folder being written: the callback that saves checkpoints, figures and pictures.
 
-    def __init__(self, folder: Path, config: Config, trainer: Trainer, test: Dataset) -> None:
-        self.folder, self.config, self.trainer, self.test = folder, config, trainer, test
+    `fresh`: what `config.start` had no weights for.
+    """
+
+    def __init__(self, folder: Path, config: Config, trainer: Trainer, test: Dataset, fresh: list[str]) -> None:
+        self.folder, self.config, self.trainer, self.test, self.fresh = folder, config, trainer, test, fresh
         self.initial_filters = first_filters(trainer.model, config)
         self._saved = time.monotonic()
         self.averaging = WeightAveraging(config.average_from) if config.average_from is not None else None
@@ -228,10 +256,9 @@ class Run(Callback):
         if config.validation:
             train, held_out = train.split(len(train) - config.validation, config.seed)
             split = "valid"
-        model = config.first_model()
-        optimizer = optim.OPTIMIZERS[config.optimizer](
-            model.parameters(), lr=config.lr, weight_decay=config.weight_decay
-        )
+        model, fresh = config.first_model()
+        groups = transfer.parameter_groups(model, config.lr, config.lr_scales())
+        optimizer = optim.OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
         batches = DataLoader(
             train,
             config.batch_size,
@@ -254,7 +281,7 @@ class Run(Callback):
         )
         if config.patience is not None:
             trainer.callbacks.append(EarlyStopping(config.patience, f"{split}_loss"))
-        return Run(folder, config, trainer, test)
+        return Run(folder, config, trainer, test, fresh)
 
     # --- while it runs --------------------------------------------------------------------------------------------
 

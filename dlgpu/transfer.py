@@ -15,7 +15,7 @@ import numpy as np
 
 from dlgpu import nn
 from dlgpu.errors import CheckpointError, ShapeError, UnknownName
-from dlgpu.nn.module import Module
+from dlgpu.nn.module import Module, listed
 
 
 def freeze(model: Module, *prefixes: str) -> list[str]:
@@ -83,8 +83,13 @@ def load_matching(model: Module, state: Mapping[str, np.ndarray]) -> list[str]:
     own = model.state_dict()
     fitting = {name: state[name] for name, array in own.items() if name in state and state[name].shape == array.shape}
     if not any(array.ndim > 1 for array in fitting.values()):
+        missing, unexpected, other = (
+            listed(sorted(names))
+            for names in (own.keys() - state, state.keys() - own, own.keys() & state - fitting.keys())
+        )
         raise CheckpointError(
-            f"[load_matching] some weights must fit {type(model).__name__} by name and shape; got none of {len(state)}"
+            f"[load_matching] some weights must fit {type(model).__name__} by name and shape; "
+            f"got missing: {missing}; unexpected: {unexpected}; of another shape: {other}"
         )
     model.load_state_dict({**own, **fitting})
     return [name for name in own if name not in fitting]

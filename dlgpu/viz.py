@@ -1,4 +1,4 @@
-"""Pictures of a training run: curves, filters, activations, saliency, a confusion matrix, a grid of images.
+"""Pictures of a training run: curves, filters, activations, saliency, a confusion matrix, masks, a grid of images.
 
 Every function writes one PNG. The same arguments give the same bytes (with the same Matplotlib), and a call that fails
 leaves an earlier picture as it was. Importing this module does not import Matplotlib, and drawing never touches pyplot:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["activations", "confusion", "curves", "filters", "image_grid", "saliency"]
+__all__ = ["activations", "class_colours", "confusion", "curves", "filters", "image_grid", "mask", "saliency"]
 
 DPI = 150
 MARGIN = 24  # picture pixels around everything
@@ -340,6 +340,41 @@ def image_grid(
         row, column = divmod(i, columns)
         _text(figure, left + column * pitch_x + pitch_x // 2, top - row * pitch_y - height - 4, text, 8)
     _save(figure, path)
+
+
+def class_colours(count: int) -> np.ndarray:
+    """A colour for each of `count` classes, uint8 (count, 3): those of PASCAL VOC, whose background is black.
+
+    Bit 3i + c of a class is bit 7 - i of its channel c. Raises `ShapeError` unless count is in 1..256.
+    """
+    if not 1 <= count <= 256:
+        raise ShapeError(f"[viz.class_colours] there are colours for 1 to 256 classes; got {count}")
+    channel, classes = np.arange(3), np.arange(count)[:, None]
+    return np.sum([(classes >> (3 * i + channel) & 1) << (7 - i) for i in range(3)], axis=0).astype(np.uint8)
+
+
+def mask(classes: np.ndarray, count: int, path: str | os.PathLike[str], size: tuple[int, int] | None = None) -> None:
+    """Write the class of each pixel, integers (H, W), as a PNG with a palette: its values are the classes, and it shows
+    their `class_colours`.
+
+    `size`: (height, width) to enlarge or shrink it to, without blending. Raises `ShapeError` for another rank, no
+    pixels, or a class that is not one of `count`; `DtypeError` for numbers that are not integers.
+    """
+    classes, colours = np.asarray(classes), class_colours(count)
+    if classes.dtype.kind not in "iu":
+        raise DtypeError(f"[viz.mask] classes must be integers; got {classes.dtype}")
+    if classes.ndim != 2 or not classes.size:
+        raise ShapeError(f"[viz.mask] classes must be (H, W), not empty; got {classes.shape}")
+    if not 0 <= classes.min() <= classes.max() < count:
+        raise ShapeError(f"[viz.mask] classes must be in 0..{count - 1}; got {classes.min()}..{classes.max()}")
+    from PIL import Image
+
+    picture = Image.fromarray(classes.astype(np.uint8))
+    picture.putpalette(colours.tobytes())
+    if size is not None:
+        picture = picture.resize((size[1], size[0]), Image.Resampling.NEAREST)
+    with atomic_file(Path(path)) as file:
+        picture.save(file, format="PNG")
 
 
 def _series(history: Sequence[Mapping[str, float]], metric: str, factor: float = 1) -> dict[str, np.ndarray]:

@@ -7,13 +7,15 @@ import re
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from test_cli import Cli, cli, failed, succeeded  # noqa: F401
 from test_run import quick_data  # noqa: F401  # an autouse fixture
 
-from dlgpu import data
-from dlgpu.run import load_model, read_config
+import dlgpu
+from dlgpu import data, viz
+from dlgpu.run import Config, Run, load_model, read_config
 
 SMALL_MOBILE = ["--image-size", 8, "--model-option", "width_mult=0.25"]
 few_shapes = cache(lambda train, root: data.shapes(train, root).subset(slice(20)))
@@ -57,6 +59,19 @@ def test_train_with_options_and_size(cli: Cli, tmp_path: Path) -> None:
         (["train", "alexnet", "--image-size", "14"], "[alexnet] image_size must be at least 15; got 14"),
         (["train", "vgg11", "--image-size", "20"], "[vgg11] image_size must be a multiple of 32"),
         (["models", "googlenet", "--image-size", "19"], "[googlenet] image_size must be at least 20; got 19"),
+        (
+            ["train", "mlp", "--model-option", "num_classes=7"],
+            "[run] num_classes, in_channels, image_size must come from the data",
+        ),
+        (
+            ["train", "mlp", "--lr-scale", "1=-2"],
+            "[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got '1=-2'",
+        ),
+        (
+            ["train", "mlp", "--lr-scale", "1"],
+            "[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got '1'",
+        ),
+        (["train", "mlp", "--lr-scale", "head=2"], "[transfer] unknown part of the model 'head'"),
         (["models", "resnet50", "--num-classes", "0"], "[resnet50] num_classes must be an int >= 1; got 0"),
         (["models", "fcn8s", "--image-size", "48"], "[fcn8s] height and width must be multiples of 32"),
         (["models", "fcn8s", "--model-option", "trunk=smal"], "[fcn8s] unknown trunk 'smal'; Did you mean 'small'?"),
@@ -115,8 +130,72 @@ def test_segmentation_from_training_to_report(cli: Cli, tmp_path: Path) -> None:
     page = (tmp_path / "r/report.html").read_text()
     assert "<span>mean IoU</span>" in page
     assert "istakes" not in page
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     once = "the network must give one class per image; got fcn8s, one per pixel"
-    assert failed(cli("predict", "r", "a.png")) == f"[predict] {once}"
     assert failed(cli("viz", "saliency", "r")) == f"[viz saliency] {once}"
     assert failed(cli("eval", "r", "--data", "mnist")).startswith("[run] fcn8s learns a label per pixel")
+
+
+def test_predict_colours_every_pixel(cli: Cli, tmp_path: Path) -> None:
+    run = Run.create("r", Config("fcn8s", model_options=("trunk=small",), limit=12, epochs=1, batch_size=6))
+    scores = run.trainer.model.scores[1].weight.data  # without these, two steps would call everything background
+    scores[...] = np.random.default_rng(0).normal(0, 5, scores.shape)
+    run.fit()
+    images = data.shapes(train=False).images[:2].transpose(0, 2, 3, 1)
+    for name, image in zip(("a.png", "b.png"), images, strict=True):
+        Image.fromarray(image).resize((128, 192)).save(tmp_path / name)
+    lines = succeeded(cli("predict", "r", "a.png", "b.png", "--top", 4)).splitlines()
+    assert [lines[0], lines[5], lines[6], lines[11]] == ["a.png", "  r/a-classes.png", "b.png", "  r/b-classes.png"]
+    model, config = load_model("r")
+    colours = viz.class_colours(4)
+    for name, block in (("a", lines[1:5]), ("b", lines[7:11])):
+        with Image.open(tmp_path / "r" / f"{name}-classes.png") as picture:
+            assert picture.size == (128, 192)
+            classes, shown = np.asarray(picture), np.asarray(picture.convert("RGB"))
+        pixels = data.load_image(tmp_path / f"{name}.png", 64)[None] / np.float32(255)
+        batch = config.transform(augment=False)(pixels, np.random.default_rng(0))
+        expected = model(dlgpu.tensor(batch)).argmax(1).numpy()[0]
+        assert len(np.unique(expected)) > 1
+        np.testing.assert_array_equal(classes, expected.repeat(3, axis=0).repeat(2, axis=1))
+        np.testing.assert_array_equal(shown, colours[classes])
+        shares = {line.split()[1]: line.split() for line in block}
+        for number, label in enumerate(config.classes):
+            percent, _, colour = shares[label]
+            assert percent == f"{(expected == number).mean():.2%}"
+            assert colour == f"#{bytes(colours[number]).hex()}"
+    succeeded(cli("predict", "r", "a.png", "-o", "new/mask.png"))
+    assert (tmp_path / "new/mask.png").read_bytes() == (tmp_path / "r/a-classes.png").read_bytes()
+
+
+def test_predict_replaces_nothing(cli: Cli, tmp_path: Path) -> None:
+    Run.create("r", Config("fcn8s", model_options=("trunk=small",), limit=2, epochs=1)).fit()
+    Run.create("mlp", Config("mlp", dataset="mnist", limit=20, epochs=1)).fit()
+    Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    replaced = "[predict] what is written must not replace a picture; got"
+    for arguments, message in (
+        (["r", "a.png", "-o", "a.png"], f"{replaced} a.png"),
+        (["r", "a.png", "x/a.png"], f"{replaced} r/a-classes.png, r/a-classes.png"),
+        (["r", "a.png", "b.png", "-o", "c.png"], "[predict] --output takes the classes of one picture; got 2"),
+        (
+            ["mlp", "a.png", "-o", "c.png"],
+            "[predict] --output is for segmentation networks; got one class per image, mlp",
+        ),
+        (["r", "c.png"], "[load_image] c.png must be a readable picture; got "),
+    ):
+        assert failed(cli("predict", *arguments)).startswith(message)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
+def test_train_says_what_other_weights_lack(cli: Cli, tmp_path: Path) -> None:
+    Run.create("old", Config("mlp", dataset="mnist", limit=20, epochs=1)).fit()
+    other = ["train", "mlp", "--model-option", "hidden=100,50", "--limit", 20, "-e", 1, "--from", "old"]
+    out = succeeded(cli(*other, "--lr-scale", "1=0.1", "--run", "new"))
+    assert "\nweights of old; fresh: 3.weight, 3.bias, 5.weight, 5.bias\nwriting new/\n" in out
+    before = sorted(tmp_path.iterdir())
+    message = failed(cli("train", "simple_convnet", "--limit", 20, "--from", "old", "--run", "none"))
+    assert message == (
+        "[load_matching] some weights must fit Sequential by name and shape; got missing: affine1.bias, "
+        "affine1.weight, affine2.bias, affine2.weight, conv1.bias and 1 more; "
+        "unexpected: 1.bias, 1.weight, 3.bias, 3.weight; of another shape: none"
+    )
+    assert sorted(tmp_path.iterdir()) == before

@@ -102,7 +102,9 @@ def test_weights_of_another_task_are_taken_but_for_the_head() -> None:
     assert left == ["4.weight", "4.bias"]
     for name, array in target.state_dict().items():
         assert np.array_equal(array, state[name]) == (name not in left)
-    with pytest.raises(CheckpointError, match=r"some weights must fit Sequential by name and shape; got none of"):
+    with pytest.raises(
+        CheckpointError, match=r"got missing: 0\.bias, .* and 3 more; unexpected: a\.weight; of another shape: none$"
+    ):
         transfer.load_matching(target, {"a.weight": np.zeros((2, 2), np.float32)})
 
 
@@ -221,6 +223,23 @@ def test_a_run_starts_from_another_and_freezes(tmp_path: Path) -> None:
         assert not np.array_equal(after[names[-1]], trained[names[-1]])
     with pytest.raises(CheckpointError, match="must be a checkpoint file"):
         run_of(tmp_path / "c", start=str(tmp_path / "nothing"))
+
+
+def test_parts_of_a_run_learn_at_their_own_rates(tmp_path: Path) -> None:
+    """One SGD step moves a part by its factor times what it would move; a resumed run remembers."""
+    step = dict(optimizer="sgd", lr=0.1, epochs=1, limit=50)
+    moved = []
+    for name, scales in (("plain", ()), ("scaled", ("1=0", "3.weight=0.25"))):
+        run = Run.create(tmp_path / name, Config("mlp", batch_size=50, lr_scale=scales, **step))
+        before = run.trainer.model.state_dict()
+        run.fit()
+        moved.append({key: array - before[key] for key, array in run.trainer.model.state_dict().items()})
+    for key, plain in moved[0].items():
+        factor = {"1.weight": 0, "1.bias": 0, "3.weight": 0.25}.get(key, 1)
+        assert np.abs(plain).max() > 1e-4
+        np.testing.assert_allclose(moved[1][key], factor * plain, rtol=1e-3, atol=1e-7)  # of a difference of weights
+    again = Run.resume(tmp_path / "scaled", epochs=2)
+    assert [group.settings["lr"] / 0.1 for group in again.trainer.optimizer.groups] == [1, 0, 0.25]
 
 
 def test_an_interrupted_run_averages_to_the_same_bits(tmp_path: Path) -> None:

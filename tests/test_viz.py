@@ -114,6 +114,11 @@ FAILURES: dict[str, Draw] = {
     "no images": lambda path: viz.image_grid(normal(0, 1, 8, 8), path),
     "two channels": lambda path: viz.image_grid(normal(4, 2, 8, 8), path),
     "captions missing": lambda path: viz.image_grid(normal(4, 1, 8, 8), path, ["one"]),
+    "mask of rank 3": lambda path: viz.mask(np.zeros((1, 2, 2), int), 3, path),
+    "mask without pixels": lambda path: viz.mask(np.zeros((0, 2), int), 3, path),
+    "a class too many": lambda path: viz.mask(np.full((2, 2), 3), 3, path),
+    "a class below 0": lambda path: viz.mask(np.full((2, 2), -100), 3, path),
+    "too many classes": lambda path: viz.mask(np.zeros((2, 2), int), 257, path),
     "no columns": lambda path: viz.image_grid(normal(4, 1, 8, 8), path, columns=0),
 }
 
@@ -134,6 +139,8 @@ def test_wrong_dtypes(tmp_path: Path) -> None:
         viz.filters(ints, ints, tmp_path / "a.png")
     with pytest.raises(DtypeError, match=r"\[viz.image_grid\] .*; got int64"):
         viz.image_grid(ints, tmp_path / "a.png")
+    with pytest.raises(DtypeError, match=r"\[viz.mask\] .*; got float64"):
+        viz.mask(np.zeros((2, 2)), 3, tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
 
@@ -178,6 +185,19 @@ def test_an_image_pixel_is_a_block_of_exact_colour(tmp_path: Path) -> None:
     picture = pixels(tmp_path / "a.png")
     assert (picture == (200, 10, 30)).all(axis=2).sum() == 70 * 70
     assert (picture == 0).all(axis=2).sum() == 3 * 70 * 70
+
+
+def test_a_mask_holds_classes_and_shows_colours(tmp_path: Path) -> None:
+    classes = np.random.default_rng(0).integers(0, 256, (5, 7))
+    viz.mask(classes, 256, tmp_path / "a.png", size=(15, 7))
+    with Image.open(tmp_path / "a.png") as picture:
+        np.testing.assert_array_equal(np.asarray(picture), classes.repeat(3, axis=0))
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png")[::3], viz.class_colours(256)[classes])
+    # VOC's development kit: background, aeroplane, bicycle, bird, ..., cat (8), ..., tv/monitor (20)
+    voc = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 8: (64, 0, 0), 20: (0, 64, 128)}
+    for number, colour in voc.items():
+        assert tuple(viz.class_colours(21)[number]) == colour
+    assert len({tuple(colour) for colour in viz.class_colours(256)}) == 256
 
 
 def test_floats_are_clipped_and_nan_is_black(tmp_path: Path) -> None:

@@ -28,6 +28,10 @@ from dlgpu.train import auxiliary_loss
 COUNTS: list[tuple[str, dict[str, Any], int]] = [
     ("alexnet", {}, 60_965_224),  # the paper's "60 million"
     ("alexnet", {"variant": "torchvision"}, 61_100_840),
+    ("vgg11", {"batch_norm": True}, 132_868_840),
+    ("vgg13", {"batch_norm": True}, 133_053_736),
+    ("vgg16", {"batch_norm": True}, 138_365_992),
+    ("vgg19", {"batch_norm": True}, 143_678_248),
     ("googlenet", {"aux": False}, 6_998_552),  # as distributed for Caffe
     ("googlenet", {"variant": "torchvision", "aux": False}, 6_624_904),
     ("inception_v2", {}, 11_295_240 - 10_016),
@@ -259,6 +263,31 @@ def test_torchvisions_networks_load_and_agree(name: str, tmp_path: Path) -> None
     got = dlgpu.load(tmp_path / f"{name}.safetensors")(dlgpu.tensor(x)).numpy()
     scale = np.abs(expected).max()
     assert np.abs(got - expected).max() <= 4 * np.abs(plain - expected).max() + 1e-6 * scale
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "options"),
+    [
+        ("alexnet", "alexnet", {"variant": "torchvision"}),
+        *((f"vgg{depth}", f"vgg{depth}", {}) for depth in (11, 13, 16, 19)),
+        *((f"vgg{depth}_bn", f"vgg{depth}", {"batch_norm": True}) for depth in (11, 13, 16, 19)),
+        ("googlenet", "googlenet", {"variant": "torchvision"}),
+        *((f"resnet{depth}", f"resnet{depth}", {}) for depth in (18, 34, 50, 101, 152)),
+        ("mobilenet_v2", "mobilenet_v2", {}),
+        ("squeezenet1_0", "squeezenet", {}),
+        ("squeezenet1_1", "squeezenet", {"version": "1.1"}),
+    ],
+)
+def test_names_and_shapes_are_torchvisions(theirs: str, ours: str, options: dict[str, Any]) -> None:
+    torch = pytest.importorskip("torch", reason="compares with torchvision, which is not installed")
+    torchvision = pytest.importorskip("torchvision", reason="compares with torchvision, which is not installed")
+    with torch.device("meta"):  # shapes without numbers
+        more = {"init_weights": False} if theirs == "googlenet" else {}
+        state = getattr(torchvision.models, theirs)(**more).state_dict()
+    expected = {name: tuple(t.shape) for name, t in state.items() if not name.endswith("num_batches_tracked")}
+    with nn.init.skipped():
+        net = models.build(ours, **options)
+    assert {name: t.shape for name, t in (*net.named_parameters(), *net.named_buffers())} == expected
 
 
 # --- what they refuse ---------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ NETWORKS: list[tuple[str, dict[str, Any], Forward]] = [
     ("googlenet", {"aux": False}, zoo_forward.googlenet),
     ("inception_v2", {}, zoo_forward.inception_v2),
     ("mobilenet_v1", {"width_mult": 0.25}, zoo_forward.mobilenet_v1),
+    ("mobilenet_v2", {"width_mult": 0.35}, zoo_forward.mobilenet_v2),
     ("resnet34", {"width": 8}, zoo_forward.resnet),
     ("resnet101", {"width": 8}, zoo_forward.resnet),
     ("squeezenet", {}, zoo_forward.squeezenet),
@@ -138,6 +139,19 @@ def test_mobilenet_v1_table() -> None:
     assert shapes("mobilenet_v1", ("Conv2d", "Linear")) == [*squares(*convs), (1000,)]
     assert len(convs) + 1 == 28
     assert shapes("mobilenet_v1", ("AdaptiveAvgPool2d",)) == [(1024, 1, 1)]
+
+
+def test_mobilenet_v2_table() -> None:
+    """Sandler et al. 2018, table 2: expansion, channels, blocks, and the size of what they make."""
+    table = [(1, 16, 1, 112), (6, 24, 2, 56), (6, 32, 3, 28), (6, 64, 4, 14), (6, 96, 3, 14), (6, 160, 3, 7)]
+    maps, inputs, before = [(32, 112)], 32, 112
+    for expansion, channels, blocks, size in [*table, (6, 320, 1, 7)]:
+        for _ in range(blocks):
+            hidden = expansion * inputs
+            maps += [(hidden, before)] * (expansion > 1) + [(hidden, size), (channels, size)]
+            inputs, before = channels, size
+    assert shapes("mobilenet_v2", ("Conv2d", "Linear")) == [*squares(*maps, (1280, 7)), (1000,)]
+    assert shapes("mobilenet_v2", ("AdaptiveAvgPool2d",)) == [(1280, 1, 1)]
 
 
 @pytest.mark.parametrize(

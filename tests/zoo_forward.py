@@ -119,6 +119,23 @@ def mobilenet_v1(n: Net, x: Array) -> Array:
     return n.dense(x.mean((2, 3)), "classifier.0")
 
 
+def mobilenet_v2(n: Net, x: Array) -> Array:
+    """Sandler et al. 2018, table 2: (blocks, stride of the first), whose outputs are added to where sizes agree."""
+    x = relu(n.norm(n.conv(x, "features.0.0", 1 if n.small else 2), "features.0.1"), 6)
+    rows = [(1, 1), (2, 1 if n.small else 2), (3, 2), (4, 2), (3, 1), (3, 2), (1, 1)]
+    strides = [first if block == 0 else 1 for blocks, first in rows for block in range(blocks)]
+    for index, stride in enumerate(strides, 1):
+        at, y = f"features.{index}.conv", x
+        filtered = 0 if index == 1 else 1  # the first block does not expand
+        for layer in range(filtered + 1):
+            y = n.conv(y, f"{at}.{layer}.0", stride if layer == filtered else 1)
+            y = relu(n.norm(y, f"{at}.{layer}.1"), 6)
+        y = n.norm(n.conv(y, f"{at}.{filtered + 1}"), f"{at}.{filtered + 2}")
+        x = x + y if x.shape == y.shape else y
+    x = relu(n.norm(n.conv(x, "features.18.0"), "features.18.1"), 6)
+    return n.dense(x.mean((2, 3)), "classifier.1")
+
+
 def resnet(n: Net, x: Array) -> Array:
     x = relu(n.norm(n.conv(x, "conv1", 1 if n.small else 2), "bn1"))
     if not n.small:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -190,7 +190,7 @@ class Module:
         if missing or unexpected:
             raise CheckpointError(
                 f"[load_state_dict] names must match {type(self).__name__}; "
-                f"got missing: {_some(missing)}; unexpected: {_some(unexpected)}"
+                f"got missing: {listed(missing)}; unexpected: {listed(unexpected)}"
             )
         for name, tensor in own.items():
             if tuple(state[name].shape) != tensor.shape:
@@ -213,7 +213,8 @@ def _join(prefix: str, name: str) -> str:
     return f"{prefix}.{name}" if prefix else name
 
 
-def _some(names: list[str], most: int = 5) -> str:
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """The first names and how many more there are."""
     if not names:
         return "none"
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
