@@ -26,7 +26,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const TensorMap &images, &filters, &out;
     const ImageWalk& g;
     Epilogue<T> end;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
@@ -48,7 +48,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     }
   };
   const Epilogue<T> end = {residual, bias, nullptr, 1.0f, 1.0f, relu != 0};
-  const Tiles tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
+  const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
   hopper_product<T, BN, true, !kBackward, kCluster>(
       Work{images, filters, out, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
 #else
@@ -68,7 +68,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const TensorMap &dy, &images;
     const ImageWalk& g;
     float* slabs;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
@@ -98,7 +98,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       }
     }
   };
-  const Tiles tiles = {splits, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)};
+  const TileGrid tiles = {splits, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)};
   hopper_product<T, BN, false, false, kCluster>(Work{dy, images, g, slabs, tiles, steps});
 #else
   __trap();

@@ -18,7 +18,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const Gemm& g;
     Epilogue<T> end;
     long long stride_o;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
@@ -42,7 +42,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     }
   };
   const Epilogue<T> end = {c, bias, nullptr, alpha, beta, relu != 0};
-  const Tiles tiles = {batches, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)};
+  const TileGrid tiles = {batches, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)};
   hopper_product<T, BN, !TransposeA, TransposeB, kCluster>(
       Work{a, b, out, g, end, stride_o, tiles, ceil_div(g.K, kHopperDepth)});
 #else

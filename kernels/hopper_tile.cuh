@@ -25,7 +25,7 @@ __host__ __device__ constexpr int hopper_shared_bytes(int columns) {
 }
 
 // The order in which tiles are made: columns of kBand rows of tiles, so that blocks at work share operands in L2.
-struct Tiles {
+struct TileGrid {
   int batches, rows, columns;  // counted in tiles
 };
 struct TileAt {
@@ -33,7 +33,7 @@ struct TileAt {
 };
 // The tile of block `rank` of a cluster whose tiles have together the number i.
 template <int kCluster>
-__device__ inline TileAt tile_at(const Tiles& tiles, int i, int rank) {
+__device__ inline TileAt tile_at(const TileGrid& tiles, int i, int rank) {
   constexpr int kBand = 8 / kCluster;
   const int rows = ceil_div(tiles.rows, kCluster), batch = i / (rows * tiles.columns), in = i % (rows * tiles.columns);
   const int first = in / (kBand * tiles.columns) * kBand, height = min(kBand, rows - first);
@@ -50,7 +50,7 @@ __device__ inline T* swizzled(T* panel, int line, int column) {
 }
 
 // `Work` says which product:
-//   Tiles tiles, int steps                     of the output; of the depth of each tile
+//   TileGrid tiles, int steps                     of the output; of the depth of each tile
 //   load(TileAt, step, a, b, column, barrier)  has TMA fetch A's tile, and what this block loads of B's, for the cluster:
 //                                              BN / kCluster columns of the product from `column` on
 //   store(TileAt, consumer, panel, sums)       finishes 64 rows
@@ -75,7 +75,8 @@ __device__ void hopper_product(const Work& work) {
   kCluster > 1 ? cluster_barrier() : __syncthreads();
   auto release = [empty](unsigned turn) {  // a lane of each warp for each block
     const unsigned lane = threadIdx.x % 32;
-    if (lane < kCluster) kCluster > 1 ? barrier_arrive(empty + turn % kPipe, lane) : barrier_arrive(empty + turn % kPipe);
+    Barrier* const stage = empty + turn % kPipe;
+    if (lane < kCluster) kCluster > 1 ? barrier_arrive(stage, lane) : barrier_arrive(stage);
   };
 
   const int warpgroup = threadIdx.x / 128;

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, Tiles, launch
+from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, TileGrid, launch
 from dlgpu.backends.kernels.plan import MOST_ELEMENTS
 from dlgpu.backends.kernels.sources import pack
 from dlgpu.backends.kernels.tensor_map import LINE, Im2col, MappedPlan, Tiled, encodable
@@ -52,7 +52,7 @@ def grad_weight_plan(
     dy = Tiled((g.K, pixels, 1), (2 * g.K, 2 * g.K * pixels), (LINE, DEPTH, 1))
     numbers = (g.K, chunks, g.C, g.R, g.S, g.P, g.Q, *g.stride, *low, *g.dilation)
     why = f"{g.K}x{taps * g.C}x{pixels}, tiles {ROWS}x{columns}, depth in {parts}, wgmma on im2col by TMA"
-    tiles = Tiles(parts, rows, across)
+    tiles = TileGrid(parts, rows, across)
     cluster = tiles.cluster(target)
     kernel = f"dl::conv_hopper_grad_weight<{dtype}, {columns}, {cluster}>"
     args = (pack("ImageWalk", *numbers), each, parts)
@@ -91,7 +91,7 @@ def _plan(
     sizes, strides = (c, w, h, g.N), (2 * c, 2 * c * w, 2 * c * w * h)
     walk = Im2col(sizes, strides, LINE, ROWS, (low[1], low[0]), (high[1], high[0]), (step[1], step[0]))
     taps = g.R * g.S
-    tiles = Tiles(1, -(-rows // ROWS), -(-width // columns))
+    tiles = TileGrid(1, -(-rows // ROWS), -(-width // columns))
     cluster = tiles.cluster(target)
     lines = DEPTH if backward else columns // cluster
     filters = Tiled((g.C, taps, g.K), (2 * g.C, 2 * g.C * taps), (LINE, 1, lines))
