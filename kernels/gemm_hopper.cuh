@@ -37,8 +37,9 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       }
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
-      store_panels<T, BN>(out, end, panel, sums, consumer, at.row * kHopperRows + 64 * consumer, at.column * BN, at.batch,
-                          g.M, g.N, at.batch * stride_o, g.ldo);
+      const int m = at.row * kHopperRows + 64 * consumer;
+      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panel, sums, consumer, m, at.column * BN, g.M, g.N,
+                          at.batch * stride_o, g.ldo);
     }
   };
   const Epilogue<T> end = {c, bias, nullptr, alpha, beta, relu != 0};

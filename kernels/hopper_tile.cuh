@@ -99,6 +99,10 @@ __device__ void hopper_product(const Work& work) {
     const int consumer = warpgroup - 1;
     for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
       float sums[BN / 2];
+      if (work.steps == 0) {
+#pragma unroll
+        for (int j = 0; j < BN / 2; ++j) sums[j] = 0.0f;
+      }
       for (int step = 0; step < work.steps; ++step, ++turn) {
         const unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
         barrier_wait(full + turn % kPipe, turn / kPipe % 2);
@@ -118,7 +122,7 @@ __device__ void hopper_product(const Work& work) {
         }
       }
       wgmma_wait<0>();
-      release(turn - 1);
+      if (work.steps > 0) release(turn - 1);
       work.store(tile_at<kCluster>(work.tiles, i, rank), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
     }
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
@@ -126,11 +130,25 @@ __device__ void hopper_product(const Work& work) {
   if (kCluster > 1) cluster_barrier();  // a block that ends takes its shared memory along
 }
 
-// Finishes 64 x BN sums of a consumer, from output (m, n) on, and has TMA store them by panels of 64 columns; rows and
-// columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies; z: the map's last axis.
-template <typename T, int BN>
-__device__ void store_panels(const TensorMap& map, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
-                             int m, int n, int z, int rows, int columns, long long offset, int ldo) {
+// Has TMA store a panel at column n of the rows from m on.
+struct StoreByTma {
+  const TensorMap& map;
+  int m, z;
+
+  template <typename T>
+  __device__ void operator()(T* panel, int n) const {
+    if (threadIdx.x % 128 == 0) {
+      tma_store(map, panel, n, m, z);
+      tma_store_commit();
+    }
+  }
+};
+
+// Finishes 64 x BN sums of a consumer, from output (m, n) on, and has its threads put(panel, n) them by panels of 64
+// columns; rows and columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies.
+template <typename T, int BN, typename Put>
+__device__ void store_panels(const Put& put, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
+                             int m, int n, int rows, int columns, long long offset, int ldo) {
   const int thread = threadIdx.x % 128, line = thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
   for (int p = 0; p < BN / 64; ++p) {
@@ -151,10 +169,7 @@ __device__ void store_panels(const TensorMap& map, const Epilogue<T>& end, T* pa
     }
     async_fence();
     consumer == 0 ? named_barrier<1, 128>() : named_barrier<2, 128>();
-    if (thread == 0) {
-      tma_store(map, panel, n + 64 * p, m, z);
-      tma_store_commit();
-    }
+    put(panel, n + 64 * p);
   }
 }
 

@@ -400,6 +400,7 @@ void named_barrier(unsigned number, unsigned count) {
   const char* const key = &keys[self->block][number];
   if (++named[key] < count) return sleep_on(key, "bar.sync", DL_RETURN_ADDRESS);
   named[key] = 0;
+  check::barrier();  // as if it were the block's
   wake(key);
 }
 
