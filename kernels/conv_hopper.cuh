@@ -13,10 +13,27 @@ struct ImageWalk {
 };
 static_assert(sizeof(ImageWalk) == 13 * 4, "Python passes 13 packed ints");
 
-// Forward: images x, out y, rows are output pixels, columns filters. Backward (stride 1): images dy, out dx, rows are input
-// pixels, columns input channels, and the window's taps meet those of the filter from the last to the first.
+#if DL_HOPPER
+
+struct DepthAt {
+  int tap, channel;  // the first of 64
+};
+
+// Has TMA fetch a tile of A: kHopperRows windows at one step of the depth, which runs over taps and their channels.
+__device__ inline DepthAt load_window_rows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g,
+                                           int row, int step) {
+  const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
+  const int m = row * kHopperRows, line = m / g.width;
+  tma_load_im2col(to, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
+                  line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
+  return {tap, c};
+}
+
+#endif  // DL_HOPPER
+
+// y from x: rows are output pixels, columns filters.
 // Maps: images in im2col mode (128 pixels of 64 channels); filters with the axes (C, R * S, K); out (columns, rows, 1).
-template <typename T, int BN, bool kBackward, int kCluster>
+template <typename T, int BN, int kCluster>
 __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     conv_hopper(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters,
                 const __grid_constant__ TensorMap out, const T* __restrict__ residual, const T* __restrict__ bias,
@@ -26,31 +43,79 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const TensorMap &images, &filters, &out;
     const ImageWalk& g;
     Epilogue<T> end;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
-      const int m = at.row * kHopperRows, line = m / g.width;
-      tma_load_im2col(to_a, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
-                      line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
-      if constexpr (kBackward) {
-        for (int i = 0; i < BN / 64 / kCluster; ++i) {
-          tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, g.R * g.S - 1 - tap, c);
-        }
-      } else {
-        tma_load<kCluster>(to_b, filters, full, c, tap, n);
-      }
+      const DepthAt k = load_window_rows(to_a, images, full, g, at.row, step);
+      tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
-      store_panels<T, BN>(out, end, panel, sums, consumer, at.row * kHopperRows + 64 * consumer, at.column * BN, 0, g.rows,
-                          g.columns, 0, g.columns);
+      const int m = at.row * kHopperRows + 64 * consumer;
+      store_panels<T, BN>(StoreByTma{out, m, 0}, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0,
+                          g.columns);
     }
   };
   const Epilogue<T> end = {residual, bias, nullptr, 1.0f, 1.0f, relu != 0};
-  const Tiles tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
-  hopper_product<T, BN, true, !kBackward, kCluster>(
+  const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
+  hopper_product<T, BN, true, true, kCluster>(
       Work{images, filters, out, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
+#else
+  __trap();
+#endif
+}
+
+// The pixels of dx at first, first + stride, ..., which meet the same taps of the filter (`Phase` in operand.cuh): tap
+// (r, s) of their window is place last_tap - r * tap_row - s * tap_step of the filter's R * S.
+struct Lattice {
+  int height, width, first_h, first_w, stride_h, stride_w;
+  int last_tap, tap_row, tap_step;
+};
+static_assert(sizeof(Lattice) == 9 * 4, "Python passes 9 packed ints");
+
+// One phase of dx from dy: rows are its pixels, columns input channels; R, S, height, width are the phase's. Without taps
+// dx is zero. Maps: dy in im2col mode (128 pixels of 64 channels); filters as above.
+template <typename T, int BN, int kCluster>
+__global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
+    conv_hopper_grad_input(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap filters,
+                           T* __restrict__ dx, ImageWalk g, Lattice to) {
+#if DL_HOPPER
+  struct Work {
+    const TensorMap &dy, &filters;
+    T* dx;
+    const ImageWalk& g;
+    const Lattice& to;
+    TileGrid tiles;
+    int steps;
+
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
+      const DepthAt k = load_window_rows(to_a, dy, full, g, at.row, step);
+      const int tap = to.last_tap - k.tap / g.S * to.tap_row - k.tap % g.S * to.tap_step;
+      for (int i = 0; i < BN / 64 / kCluster; ++i) {
+        tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, tap, k.channel);
+      }
+    }
+    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+      const Epilogue<T> end = {nullptr, nullptr, nullptr, 1.0f, 0.0f, false};
+      const int m = at.row * kHopperRows + 64 * consumer;
+      auto put = [&](T* from, int n) {  // the rows' pixels have no one stride that TMA could take
+#pragma unroll
+        for (int i = threadIdx.x % 128; i < 64 * 8; i += 128) {  // 8 elements each
+          const int row = m + i / 8, column = n + i % 8 * 8, line = row / g.width;
+          if (row < g.rows && column < g.columns) {
+            const int h = line % g.height * to.stride_h + to.first_h, w = row % g.width * to.stride_w + to.first_w;
+            const long long pixel = ((long long)line / g.height * to.height + h) * to.width + w;
+            *reinterpret_cast<uint4*>(dx + pixel * g.columns + column) =
+                *reinterpret_cast<const uint4*>(swizzled(from, i / 8, i % 8 * 8));
+          }
+        }
+      };
+      store_panels<T, BN>(put, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0, g.columns);
+    }
+  };
+  const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
+  hopper_product<T, BN, true, false, kCluster>(
+      Work{dy, filters, dx, g, to, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
 #else
   __trap();
 #endif
@@ -68,7 +133,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const TensorMap &dy, &images;
     const ImageWalk& g;
     float* slabs;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
@@ -98,7 +163,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       }
     }
   };
-  const Tiles tiles = {splits, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)};
+  const TileGrid tiles = {splits, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN / 64)};
   hopper_product<T, BN, false, false, kCluster>(Work{dy, images, g, slabs, tiles, steps});
 #else
   __trap();

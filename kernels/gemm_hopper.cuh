@@ -18,7 +18,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     const Gemm& g;
     Epilogue<T> end;
     long long stride_o;
-    Tiles tiles;
+    TileGrid tiles;
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
@@ -37,12 +37,13 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       }
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
-      store_panels<T, BN>(out, end, panel, sums, consumer, at.row * kHopperRows + 64 * consumer, at.column * BN, at.batch,
-                          g.M, g.N, at.batch * stride_o, g.ldo);
+      const int m = at.row * kHopperRows + 64 * consumer;
+      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panel, sums, consumer, m, at.column * BN, g.M, g.N,
+                          at.batch * stride_o, g.ldo);
     }
   };
   const Epilogue<T> end = {c, bias, nullptr, alpha, beta, relu != 0};
-  const Tiles tiles = {batches, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)};
+  const TileGrid tiles = {batches, ceil_div(g.M, kHopperRows), ceil_div(g.N, BN)};
   hopper_product<T, BN, !TransposeA, TransposeB, kCluster>(
       Work{a, b, out, g, end, stride_o, tiles, ceil_div(g.K, kHopperDepth)});
 #else

@@ -25,7 +25,7 @@ __host__ __device__ constexpr int hopper_shared_bytes(int columns) {
 }
 
 // The order in which tiles are made: columns of kBand rows of tiles, so that blocks at work share operands in L2.
-struct Tiles {
+struct TileGrid {
   int batches, rows, columns;  // counted in tiles
 };
 struct TileAt {
@@ -33,7 +33,7 @@ struct TileAt {
 };
 // The tile of block `rank` of a cluster whose tiles have together the number i.
 template <int kCluster>
-__device__ inline TileAt tile_at(const Tiles& tiles, int i, int rank) {
+__device__ inline TileAt tile_at(const TileGrid& tiles, int i, int rank) {
   constexpr int kBand = 8 / kCluster;
   const int rows = ceil_div(tiles.rows, kCluster), batch = i / (rows * tiles.columns), in = i % (rows * tiles.columns);
   const int first = in / (kBand * tiles.columns) * kBand, height = min(kBand, rows - first);
@@ -50,7 +50,7 @@ __device__ inline T* swizzled(T* panel, int line, int column) {
 }
 
 // `Work` says which product:
-//   Tiles tiles, int steps                     of the output; of the depth of each tile
+//   TileGrid tiles, int steps                     of the output; of the depth of each tile
 //   load(TileAt, step, a, b, column, barrier)  has TMA fetch A's tile, and what this block loads of B's, for the cluster:
 //                                              BN / kCluster columns of the product from `column` on
 //   store(TileAt, consumer, panel, sums)       finishes 64 rows
@@ -75,7 +75,8 @@ __device__ void hopper_product(const Work& work) {
   kCluster > 1 ? cluster_barrier() : __syncthreads();
   auto release = [empty](unsigned turn) {  // a lane of each warp for each block
     const unsigned lane = threadIdx.x % 32;
-    if (lane < kCluster) kCluster > 1 ? barrier_arrive(empty + turn % kPipe, lane) : barrier_arrive(empty + turn % kPipe);
+    Barrier* const stage = empty + turn % kPipe;
+    if (lane < kCluster) kCluster > 1 ? barrier_arrive(stage, lane) : barrier_arrive(stage);
   };
 
   const int warpgroup = threadIdx.x / 128;
@@ -98,6 +99,10 @@ __device__ void hopper_product(const Work& work) {
     const int consumer = warpgroup - 1;
     for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
       float sums[BN / 2];
+      if (work.steps == 0) {
+#pragma unroll
+        for (int j = 0; j < BN / 2; ++j) sums[j] = 0.0f;
+      }
       for (int step = 0; step < work.steps; ++step, ++turn) {
         const unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
         barrier_wait(full + turn % kPipe, turn / kPipe % 2);
@@ -117,7 +122,7 @@ __device__ void hopper_product(const Work& work) {
         }
       }
       wgmma_wait<0>();
-      release(turn - 1);
+      if (work.steps > 0) release(turn - 1);
       work.store(tile_at<kCluster>(work.tiles, i, rank), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
     }
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
@@ -125,11 +130,25 @@ __device__ void hopper_product(const Work& work) {
   if (kCluster > 1) cluster_barrier();  // a block that ends takes its shared memory along
 }
 
-// Finishes 64 x BN sums of a consumer, from output (m, n) on, and has TMA store them by panels of 64 columns; rows and
-// columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies; z: the map's last axis.
-template <typename T, int BN>
-__device__ void store_panels(const TensorMap& map, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
-                             int m, int n, int z, int rows, int columns, long long offset, int ldo) {
+// Has TMA store a panel at column n of the rows from m on.
+struct StoreByTma {
+  const TensorMap& map;
+  int m, z;
+
+  template <typename T>
+  __device__ void operator()(T* panel, int n) const {
+    if (threadIdx.x % 128 == 0) {
+      tma_store(map, panel, n, m, z);
+      tma_store_commit();
+    }
+  }
+};
+
+// Finishes 64 x BN sums of a consumer, from output (m, n) on, and has its threads put(panel, n) them by panels of 64
+// columns; rows and columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies.
+template <typename T, int BN, typename Put>
+__device__ void store_panels(const Put& put, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
+                             int m, int n, int rows, int columns, long long offset, int ldo) {
   const int thread = threadIdx.x % 128, line = thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
   for (int p = 0; p < BN / 64; ++p) {
@@ -150,10 +169,7 @@ __device__ void store_panels(const TensorMap& map, const Epilogue<T>& end, T* pa
     }
     async_fence();
     consumer == 0 ? named_barrier<1, 128>() : named_barrier<2, 128>();
-    if (thread == 0) {
-      tma_store(map, panel, n + 64 * p, m, z);
-      tma_store_commit();
-    }
+    put(panel, n + 64 * p);
   }
 }
 

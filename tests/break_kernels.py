@@ -132,7 +132,7 @@ BREAKS = [
     ("hopper_tile.cuh", "kBytesA + share * 128", "kBytesA", "test_kernels_hopper", "fast"),
     ("hopper_tile.cuh", "* kCluster + rank, rest", "* kCluster, rest", "test_kernels_hopper", "fast"),
     ("hopper.cuh", "return (1 << blocks) - 1;", "return 1;", "test_kernels_hopper", "fast"),
-    ("conv_hopper.cuh", "g.R * g.S - 1 - tap", "tap", "test_kernels_hopper", "fast"),
+    ("conv_hopper.cuh", "to.last_tap - k.tap / g.S * to.tap_row", "to.last_tap", "test_kernels_hopper", "fast"),
     ("conv_hopper.cuh", "m % g.width * g.step_w", "m % g.width", "test_kernels_hopper", "fast"),
     ("conv_hopper.cuh", "(at.batch * steps + step)", "step", "test_kernels_hopper", "fast"),
     ("im2col.cuh", "(c * g.R + r) * g.S + s", "(c * g.S + r) * g.R + s", "im2col", "fast"),

@@ -1,4 +1,4 @@
-"""mbarriers, TMA, wgmma and clusters of the host launcher: a correct pipeline passes in every order, each seeded bug is named."""
+"""mbarriers, TMA, wgmma, clusters of the host launcher: a correct pipeline passes in every order, each bug is named."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ std::mt19937 dice;
 
 extern const unsigned kArenaBytes = 1 << 20;  // room for red zones around many small variables
 char* const shared_memory = static_cast<char*>(
-    mmap(nullptr, kMaxCluster* kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    mmap(nullptr, kMaxCluster * kArenaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
 
 namespace {
 
@@ -394,12 +394,14 @@ void wake(const void* what) {
     }
 }
 
+// What `__cluster_dims__` says to nvcc only the kernel's code says here.
 unsigned cluster_rank(unsigned size) {
   const unsigned rank = blockIdx.x % size;
   if (block_count == size) return rank;
-  if (block_count > 1 || size > kMaxCluster || gridDim.x % size || block_threads % 32 || size * block_threads > kMaxThreads)
-    fail("here a cluster has at most " + std::to_string(kMaxCluster) + " blocks of whole warps, " +
-         std::to_string(kMaxThreads) + " threads in all, and divides the grid; got " + std::to_string(size) + " blocks");
+  const bool fits = size <= kMaxCluster && size * block_threads <= kMaxThreads && block_threads % 32 == 0;
+  if (block_count > 1 || !fits || gridDim.x % size)
+    fail("here a cluster has at most " + std::to_string(kMaxCluster) + " blocks of whole warps, with " +
+         std::to_string(kMaxThreads) + " threads, and divides the grid; got " + std::to_string(size) + " blocks");
   uint3 other = blockIdx;
   for (unsigned r = 0; r < size; ++r) {
     if (r == rank) continue;

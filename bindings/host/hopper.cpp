@@ -4,9 +4,9 @@
 //
 // What a kernel must not leave to luck is checked by name, whatever the order: a load's destination may be read only by
 // warpgroups that waited for the load's phase, and loaded again only when the load before was read, by a thread that has
-// waited for an arrival of each warp that read it, made after the product's end; a stored tile needs its writers' fence; products need a wgmma.fence. What one block sends to another of
-// its cluster needs a barrier of the cluster before it, since the other one's mbarrier.init, and after it, before either
-// ends.
+// waited for an arrival of each warp that read it, made after the product's end; a stored tile needs its writers' fence;
+// products need a wgmma.fence. What one block sends to another of its cluster needs a barrier of the cluster before it,
+// since the other one's mbarrier.init, and after it, before either ends.
 #include <algorithm>
 #include <cstring>
 #include <map>
@@ -363,7 +363,8 @@ void end_thread_async() {
 
 std::string end_block_async() {
   if (cluster.sent)
-    return cluster.sent + (" (" + code_position(cluster.sent_pc) + ") to a block that may have ended: no barrier.cluster after it");
+    return cluster.sent + (" (" + code_position(cluster.sent_pc)) +
+           ") to a block that may have ended: no barrier.cluster after it";
   return loads.empty() ? "" : "block " + describe(blockIdx) + ": it ends with a TMA load in flight";
 }
 
@@ -399,6 +400,7 @@ void named_barrier(unsigned number, unsigned count) {
   const char* const key = &keys[self->block][number];
   if (++named[key] < count) return sleep_on(key, "bar.sync", DL_RETURN_ADDRESS);
   named[key] = 0;
+  check::barrier();  // as if it were the block's
   wake(key);
 }
 

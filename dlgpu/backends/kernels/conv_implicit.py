@@ -129,9 +129,10 @@ class ImplicitGemm(ConvAlgorithm):
         dtype, terms = _storage(ops, dy)
         aligned = ops.aligned(dy, weight)
         if aligned and (columns := ops.target.hopper):
-            fast = conv_hopper.grad_input_plan(g, dtype, columns=columns, target=ops.target)
+            fast = conv_hopper.grad_input_plans(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
-                ops.run_mapped(fast, dy, weight, dx, None, None)
+                for phase in fast:
+                    ops.run_mapped(phase, dy, weight, dx)
                 return dx
         ops.run(grad_input_plan(g, dtype, terms, aligned=aligned, target=ops.target), dy, weight, dx)
         return dx

@@ -6,7 +6,7 @@ No GPU has run these kernels yet, so nothing chooses them by itself: `with dlgpu
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 from dlgpu.backends.kernels.plan import MOST_ELEMENTS, Plan
 from dlgpu.backends.kernels.sources import pack
@@ -49,7 +49,7 @@ def plan(
     sizes = (size_a, size_b, (g.N, g.M))
     leading = leading or (size_a[0], size_b[0], g.N)
     strides = strides or (g.M * g.K, g.K * g.N, g.M * g.N)
-    tiles = Tiles(g.B, -(-g.M // ROWS), -(-g.N // columns))
+    tiles = TileGrid(g.B, -(-g.M // ROWS), -(-g.N // columns))
     cluster = tiles.cluster(target)
     lines = (DEPTH if transpose_a else ROWS, columns // cluster if transpose_b else DEPTH, 64)
     maps = tuple(
@@ -65,7 +65,8 @@ def plan(
     return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
 
 
-class Tiles(NamedTuple):
+@dataclass(frozen=True)
+class TileGrid:
     """How many an output has."""
 
     batches: int
@@ -92,7 +93,7 @@ def resident(cluster: int, target: Target) -> int:
 
 
 def launch(
-    kernel: str, tiles: Tiles, columns: int, cluster: int, args: tuple[object, ...], why: str, target: Target
+    kernel: str, tiles: TileGrid, columns: int, cluster: int, args: tuple[object, ...], why: str, target: Target
 ) -> Plan:
     """Blocks that stay."""
     shared = STAGES * (ROWS + columns) * 128 + 2 * 64 * 128 + 2 * STAGES * 8 + 1024  # hopper_shared_bytes
