@@ -1,68 +1,47 @@
-"""What an op costs the CPU before a GPU sees anything: checks, plan, packed arguments.
+"""What an op costs the CPU before a GPU sees anything: look-up, outputs, packed arguments.
 
-    pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      microseconds per op
-    python -m benchmarks.test_launch_cost                               the same, by stage, and where the time goes
+    python -m benchmarks.test_launch_cost                               microseconds per op, for both launchers
+    pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      the same, by pytest-benchmark
 
-Ops replay their programs (`dlgpu.backends.kernels.programs`). The launcher here does what CuPy's does with the
-arguments, and then nothing. Arrays are NumPy's, but tell their address as CuPy's do (NumPy's `ctypes` takes half a
-microsecond for that). So CuPy's own share is missing: allocating outputs from its pool, views, and cuLaunchKernel.
+Ops replay their programs (`dlgpu.backends.kernels.programs`). For CuPy's launcher, a stand-in does with the arguments
+what it does, and then nothing. The native launcher is the real one over a CUDA runtime that does nothing
+(`benchmarks.native_stand_in`). Arrays are NumPy's, but tell their address as CuPy's do. So CuPy's own share is missing,
+allocating outputs from its pool and views, and the driver's: cuLaunchKernel.
 """
 
 from __future__ import annotations
 
-import cProfile
-import pstats
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Mapping
-from types import SimpleNamespace
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from benchmarks.native_stand_in import Addressed, NativeStandIn, build, load, runtime, zeros
 from dlgpu.backends.kernels import KernelBackend
 from dlgpu.backends.launchers.cupy import NULL, cast, packed
 from dlgpu.bench import check
 from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case, select, tiny
 
-
-class Addressed(np.ndarray):
-    """Tells its address as an array of CuPy does."""
-
-    data = SimpleNamespace(ptr=0)  # type: ignore[assignment]
+GOALS = {"cupy": 6.0, "native": 2.5}  # microseconds
 
 
-class Nothing:
-    """A launcher that launches nothing. `count` says how often it did not."""
+class Packing:
+    """A launcher that casts arguments as CuPy must be given them, and launches nothing; `count` says how often."""
 
-    xp, capability, sms, device = np, 90, 132, 0
-    null: Any = None
+    xp, capability, sms, device, null = np, 90, 132, 0, NULL
 
     def __init__(self) -> None:
         self.count = 0
 
     def identity(self) -> dict[str, str]:
         return {}
-
-    def prepare(self, plan: Any) -> Any:
-        def start(arrays: tuple[Any, ...]) -> None:
-            self.count += 1
-
-        return start
-
-    def tensor_map(self, description: Any, array: Any) -> Any:
-        return array
-
-    def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
-        self.count += 1
-
-
-class Packing(Nothing):
-    """... but casts the arguments as CuPy must be given them."""
-
-    null: Any = NULL
 
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
         cast(kernel, args, np.ndarray)
@@ -77,28 +56,60 @@ class Packing(Nothing):
 
         return start
 
+    def tensor_map(self, description: Any, array: Any) -> Any:
+        return array
+
 
 def cases() -> list[Case]:
     """One tiny case of every op: the cost does not depend on the size."""
     return list({case.op: case for case in reversed(tiny(select(batches=[64], dtypes=["float32"])))}.values())[::-1]
 
 
-def prepared(case: Case, launcher: Nothing) -> Callable[[], Any]:
-    """The op on arrays of its own; nothing computes, so the numbers in them do not matter."""
+class Noting:
+    """Notes the last call of an op of `ops`."""
+
+    def __init__(self, ops: Any) -> None:
+        self.ops = ops
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def op(*args: Any, **options: Any) -> Any:
+            self.op, self.args, self.options = getattr(self.ops, name), args, options
+            return self.op(*args, **options)
+
+        return op
+
+
+def prepared(case: Case, launcher: Any) -> Callable[[], Any]:
+    """The op on arrays of its own; nothing computes, so the numbers in them do not matter.
+
+    It is called as from a line of Python in which everything has a name: what it takes to get there is not counted.
+    """
     ops = KernelBackend("nothing", "cuda", launcher)
     arrays = check.draw(np, case.what.arrays(case.sizes), np.float32, 0)
-    arrays = arranged(np, case, arrays, "channels_last", "contiguous")
-    arrays |= case.what.saved(ops, arrays, case.sizes)
-    addressed = {name: array.view(Addressed) for name, array in arrays.items()}
-    return lambda: case.what.call(ops, addressed, case.sizes)
+    arrays = {n: a.view(Addressed) for n, a in arranged(np, case, arrays, "channels_last", "contiguous").items()}
+    arrays |= {name: array.view(Addressed) for name, array in case.what.saved(ops, arrays, case.sizes).items()}
+    noted = Noting(ops)
+    case.what.call(noted, arrays, case.sizes)
+    values = {f"v{i}": value for i, value in enumerate((*noted.args, *noted.options.values()))}
+    given = [*values][: len(noted.args)], zip(noted.options, [*values][len(noted.args) :], strict=True)
+    line = ", ".join([*given[0], *(f"{option}={name}" for option, name in given[1])])
+    return eval(f"lambda: op({line})", values | {"op": noted.op})
 
 
+@cache
+def stand_in() -> Any:
+    """The native module over a runtime that does nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = build(Path(folder))
+        runtime(path).fake_recording(0)
+        return load(path)
+
+
+@pytest.mark.parametrize("launcher", GOALS)
 @pytest.mark.parametrize("case", cases(), ids=lambda case: case.op)
-def test_cpu_cost(benchmark: Any, case: Case) -> None:
-    launcher = Packing()
-    op = prepared(case, launcher)
+def test_cpu_cost(benchmark: Any, case: Case, launcher: str) -> None:
+    op = prepared(case, Packing() if launcher == "cupy" else NativeStandIn(stand_in()))
     op()
-    benchmark.extra_info["launches"] = launcher.count
     benchmark(op)
 
 
@@ -115,31 +126,24 @@ def median_us(op: Callable[[], Any], rounds: int = 15, calls: int = 100) -> floa
     return 1e6 * statistics.median(times)
 
 
-def shares(op: Callable[[], Any], calls: int = 500) -> Mapping[str, float]:
-    """Function -> its own share of the time, under the profiler (which makes calls dearer than they are)."""
-    profile = cProfile.Profile(time.thread_time)
-    profile.enable()
-    for _ in range(calls):
-        op()
-    profile.disable()
-    stats = pstats.Stats(profile).stats  # type: ignore[attr-defined]
-    own = {f"{path.rpartition('/')[2]}:{name}": values[2] for (path, _, name), values in stats.items()}
-    total = sum(own.values())
-    return {name: seconds / total for name, seconds in sorted(own.items(), key=lambda item: -item[1])}
-
-
 def main() -> None:
-    """Microseconds per op: checks and plan, then with packing; and the functions that take most of it."""
-    print(f"{'op':<22} launches   plan µs   + packing µs   most time in")
+    """A line per op; natively also with outputs that are there already, which a dictionary finds."""
+    counting = Packing()
+    launchers = [counting, NativeStandIn(stand_in()), NativeStandIn(stand_in(), cache(Addressed), cache(zeros))]
+    missed = dict.fromkeys(GOALS, 0)
+    print("microseconds per op      launches  cupy  native  without allocation  goals missed")
     for case in cases():
-        plan, both = Nothing(), Packing()
-        planning, packing = prepared(case, plan), prepared(case, both)
-        both.count = 0
-        packing()
-        launches = both.count
-        planned, packed = median_us(planning), median_us(packing)
-        top = ", ".join(f"{name} {share:.0%}" for name, share in list(shares(packing).items())[:4])
-        print(f"{case.op:<22} {launches:>8} {planned:>9.1f} {packed:>14.1f}   {top}")
+        ops = [prepared(case, launcher) for launcher in launchers]
+        counting.count = 0
+        ops[0]()
+        launches = counting.count
+        cupy, native, ready = (median_us(op) for op in ops)
+        missing = [name for name, us in (("cupy", cupy), ("native", native)) if us > GOALS[name]]
+        for name in missing:
+            missed[name] += 1
+        print(f"{case.op:<24} {launches:>8} {cupy:>5.1f} {native:>7.2f} {ready:>19.2f}  {', '.join(missing)}")
+    for name, count in missed.items():
+        print(f"{name}: {count} ops over the goal of {GOALS[name]} microseconds")
 
 
 if __name__ == "__main__":

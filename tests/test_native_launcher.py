@@ -8,15 +8,12 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import importlib.machinery
-import importlib.util
 import os
 import re
 import shutil
 import struct
 import subprocess
 import sys
-import sysconfig
 import types
 import zipfile
 from collections.abc import Callable, Iterator
@@ -27,8 +24,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from benchmarks.native_stand_in import FAKE, build, load, runtime
 from dlgpu import backends
-from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.symbol import Number
@@ -37,7 +34,6 @@ from dlgpu.backends.launchers.native import NativeLauncher
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError, UnknownName
 
 ROOT = Path(__file__).parents[1]
-FAKE = Path(__file__).parent / "native_kernels"
 STREAM, DEVICE = 0x50, 3
 
 
@@ -54,16 +50,6 @@ def once(factory: pytest.TempPathFactory, name: str, build: Callable[[Path], Non
             build(part)
             part.rename(folder)
     return folder
-
-
-def load(path: Path) -> Any:
-    name = f"{path.parent}._native"  # Python keeps one module per name, also from other files
-    loader = importlib.machinery.ExtensionFileLoader(name, str(path))
-    spec = importlib.util.spec_from_file_location(name, path, loader=loader)
-    assert spec
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
 
 
 # ---- arrays that need no GPU: only their addresses are read ------------------------------------------------------
@@ -116,25 +102,12 @@ class FakeCupy(types.ModuleType):
 @pytest.fixture(scope="module")
 def recorder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, ctypes.CDLL]:
     """The module over the fake runtime, and its other face."""
-    pybind11 = pytest.importorskip("pybind11")
+    pytest.importorskip("pybind11")
     if not shutil.which("g++"):
         pytest.skip("no g++")
-    includes = cuda_headers("cuda_runtime_api.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")
-    includes += [Path(pybind11.get_include()), Path(sysconfig.get_paths()["include"])]
-
-    def build(folder: Path) -> None:
-        command = ["g++", "-std=c++17", "-shared", "-fPIC", "-fvisibility=hidden", "-Wall", "-Werror", "-Wno-psabi"]
-        command += ["-fsanitize=undefined", "-fno-sanitize-recover"]
-        command += [*(f"-isystem{path}" for path in includes), '-DDL_SOURCES="fake"']
-        command += ["-include", str(ROOT / "bindings" / "launch.h"), "-x", "c++"]
-        command += [str(FAKE / "everything.cu"), str(FAKE / "fake_cuda.cpp"), str(ROOT / "bindings" / "module.cpp")]
-        result = subprocess.run([*command, "-o", str(folder / "_native.so")], capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr[:4000]
-
-    path = once(tmp_path_factory, "native-recorder", build) / "_native.so"
-    library = ctypes.CDLL(str(path))
-    library.fake_events.restype = ctypes.c_char_p
-    return load(path), library
+    flags = ("-fsanitize=undefined", "-fno-sanitize-recover")
+    path = once(tmp_path_factory, "native-recorder", lambda folder: build(folder, flags)) / "_native.so"
+    return load(path), runtime(path)
 
 
 class Recorded:
@@ -184,7 +157,7 @@ def test_a_launch_passes_everything_on(fake: Recorded) -> None:
 def test_a_prepared_plan_launches_what_launch_would(fake: Recorded) -> None:
     arrays, args = list(GOOD.values())[:4], list(GOOD.values())[4:]
     fake.library.fake_events()
-    fake.launcher.prepare(Plan("everything<float>", (7, 8, 9), (32, 2, 1), tuple(args), 1234))(arrays)
+    fake.launcher.prepare(Plan("everything<float>", (7, 8, 9), (32, 2, 1), tuple(args), 1234))(tuple(arrays))
     assert fake.events() == fake.launch(shared_bytes=1234)
     assert fake.launcher.device == DEVICE
 
@@ -195,10 +168,10 @@ def test_a_prepared_plan_with_numbers_that_change(fake: Recorded) -> None:
     start = fake.launcher.prepare(plan)
     for number, fraction in ((5, 0.25), (6, 0.75)):
         fake.library.fake_events()
-        start([*arrays, number, fraction])
+        start((*arrays, number, fraction))
         assert fake.events() == fake.launch(i=number, f=fraction)
     with pytest.raises(ShapeError, match="i must fit"):
-        start([*arrays, 2**31, f])
+        start((*arrays, 2**31, f))
 
 
 def test_each_instantiation_is_itself(fake: Recorded) -> None:
@@ -451,7 +424,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if not (shutil.which("nvcc") and shutil.which("cmake")):
         pytest.skip("building the real module needs nvcc and cmake")
 
-    def build(folder: Path) -> None:
+    def build_wheel(folder: Path) -> None:
         source = folder / "source"
         source.mkdir()
         code = "from setuptools import build_meta; print(build_meta.build_wheel('..'))"
@@ -460,7 +433,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (file,) = folder.glob("*.whl")
         zipfile.ZipFile(file).extractall(folder / "wheel")
 
-    return once(tmp_path_factory, "native-wheel", build) / "wheel"
+    return once(tmp_path_factory, "native-wheel", build_wheel) / "wheel"
 
 
 @pytest.fixture(scope="module")

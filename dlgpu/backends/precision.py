@@ -21,12 +21,12 @@ from dlgpu.errors import UnknownName
 Precision = Literal["float32", "tf32", "float32x3", "float16", "bfloat16"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "tf32", "float32x3", "float16", "bfloat16")
 
-_current: ContextVar[Precision] = ContextVar("precision", default="float32")
+CURRENT: ContextVar[Precision] = ContextVar("precision", default="float32")
 
 
 def current() -> Precision:
     """What products of float32 arrays use now."""
-    return _current.get()
+    return CURRENT.get()
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def use(precision: Precision) -> Iterator[None]:
     """Choose inside a `with` block; raises `UnknownName`."""
     if precision not in PRECISIONS:
         raise UnknownName("precision", "precision", precision, PRECISIONS)
-    token = _current.set(precision)
+    token = CURRENT.set(precision)
     try:
         yield
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)

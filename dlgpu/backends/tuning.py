@@ -26,21 +26,21 @@ class Tuning(NamedTuple):
 
 
 _DEFAULT = Tuning()
-_current: ContextVar[Tuning] = ContextVar("tuning", default=_DEFAULT)
+CURRENT: ContextVar[Tuning] = ContextVar("tuning", default=_DEFAULT)
 
 
 def current() -> Tuning:
     """The settings in force."""
-    return _current.get()
+    return CURRENT.get()
 
 
 @contextmanager
 def _changed(**settings: Any) -> Iterator[None]:
-    token = _current.set(current()._replace(**settings))
+    token = CURRENT.set(current()._replace(**settings))
     try:
         yield
     finally:
-        _current.reset(token)
+        CURRENT.reset(token)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
-// The CUDA runtime as far as bindings/module.cpp calls it, without a GPU: every call is written down, and a launch calls
-// the kernel, which is a plain function here. The tests read the record and set errors through ctypes.
+// The CUDA runtime as far as bindings/ calls it, without a GPU: every call is written down. A launch of `everything`,
+// a plain function here, calls it; of other kernels it writes down the arguments' bytes. The tests read the record and set
+// errors through ctypes; what is to be timed is not recorded.
 #include <cuda_runtime_api.h>
 
 #include <utility>
@@ -10,6 +11,7 @@ namespace {
 
 std::string events;
 cudaError_t next_error = cudaSuccess;  // of the next launch
+bool recording = true;
 
 template <typename... P, size_t... I>
 void call(void (*kernel)(P...), void** values, std::index_sequence<I...>) {
@@ -23,11 +25,30 @@ bool call_if(const void* function, void** values) {
   return true;
 }
 
+// "name 0010000000000000 05000000 ...": each argument's bytes, in hexadecimal
+bool write_down(const void* function, void** values) {
+  const dl::Entry* entry = dl::Entry::first;
+  while (entry && entry->function != function) entry = entry->next;
+  if (!entry) return false;
+  std::string line = entry->name;
+  for (int i = 0; i < entry->count; ++i) {
+    line += " ";
+    const unsigned bytes = entry->parameters[i].pointer ? sizeof(void*) : entry->parameters[i].bytes;
+    for (unsigned byte = 0; byte < bytes; ++byte) {
+      const unsigned char value = static_cast<const unsigned char*>(values[i])[byte];
+      for (int digit : {value / 16, value % 16}) line += "0123456789abcdef"[digit];
+    }
+  }
+  return record(line), true;
+}
+
 std::string text(const void* handle) { return std::to_string(reinterpret_cast<size_t>(handle)); }
 
 }  // namespace
 
-void record(const std::string& event) { events += event + "\n"; }
+void record(const std::string& event) {
+  if (recording) events += event + "\n";
+}
 
 extern "C" {
 
@@ -37,9 +58,13 @@ __attribute__((visibility("default"))) const char* fake_events() {
   events.clear();
   return result.c_str();
 }
+__attribute__((visibility("default"))) void fake_recording(int wanted) { recording = wanted; }
 __attribute__((visibility("default"))) void fake_error(int error) { next_error = cudaError_t(error); }
 
-cudaError_t cudaSetDevice(int device) { return record("device " + std::to_string(device)), cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+  if (recording) record("device " + std::to_string(device));
+  return cudaSuccess;
+}
 
 cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int value) {
   record("attribute " + std::to_string(attribute) + " " + std::to_string(value));
@@ -49,11 +74,12 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int v
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** values, size_t shared_bytes,
                              cudaStream_t stream) {
   if (next_error != cudaSuccess) return next_error;
+  if (!recording) return cudaSuccess;
   std::string sizes;
   for (unsigned n : {grid.x, grid.y, grid.z, block.x, block.y, block.z}) sizes += std::to_string(n) + " ";
   record("launch " + sizes + std::to_string(shared_bytes) + " " + text(stream));
   const bool called = call_if<float>(function, values) || call_if<__half>(function, values) ||
-                      call_if<__nv_bfloat16>(function, values);
+                      call_if<__nv_bfloat16>(function, values) || write_down(function, values);
   return called ? cudaSuccess : cudaErrorInvalidDeviceFunction;
 }
 

@@ -182,6 +182,7 @@ class Tuned:
         self.store = Store(launcher.identity())
         self.key = key(call)
         self.choice: Choice | None = None
+        self.chosen: Program | None = None  # by the first run
 
     def run(self, memory: list[Any]) -> Any:
         """As `Program.run`; from the second time on it is that."""
@@ -189,7 +190,7 @@ class Tuned:
         program = None if self.choice is None else self._remembered(self.choice)
         if program is None:
             program = self._tune(memory)
-        self.run = program.run  # type: ignore[method-assign]
+        self.chosen, self.run = program, program.run  # type: ignore[method-assign]
         return program.run(memory)
 
     def _remembered(self, choice: Choice) -> Program | None:

@@ -154,14 +154,13 @@ class NormOps(Launching):
         layout = memory_format.of(x)
         x, dy = self.dense(x, layout), self.dense(grad_output, layout)
         mean, rstd = self._vector(mean), self._vector(rstd)
-        grad_weight, grad_bias = (self.xp.zeros(g.C, np.float32) for _ in range(2))
+        grad_weight, grad_bias = (self.xp.empty(g.C, np.float32) for _ in range(2))
         dx = memory_format.empty(self.xp, x.shape, x.dtype, layout)
         y = self._saved_output(op, y, x, layout)
-        if x.size:
-            walk = self._walk(x, 1, dy, y, dx)
-            self._channel_sums(op, "batch_norm_sums", walk, (dy, x, mean, rstd, y), grad_weight, grad_bias)
-            plan = walk.elements(op, "batch_norm_grad", int(training))
-            self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, y, dx)
+        walk = self._walk(x, 1, dy, y, dx)
+        self._channel_sums(op, "batch_norm_sums", walk, (dy, x, mean, rstd, y), grad_weight, grad_bias)
+        plan = walk.elements(op, "batch_norm_grad", int(training))
+        self.run(plan, dy, x, self._vector(weight), mean, rstd, grad_weight, grad_bias, y, dx)
         vector = x.dtype if weight is None else weight.dtype
         return dx, grad_weight.astype(vector, copy=False), grad_bias.astype(vector, copy=False)
 

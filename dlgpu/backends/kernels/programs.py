@@ -29,6 +29,7 @@ from dlgpu.backends.kernels.tiles import Target
 
 if TYPE_CHECKING:
     from dlgpu.backends.kernels import KernelBackend
+    from dlgpu.backends.kernels.autotune import Tuned
 
 # Options that change from call to call: not part of the key, but arguments as arrays are.
 CHANGING: dict[str, tuple[str, ...]] = dict.fromkeys(("sgd_step", "adagrad_step", "rmsprop_step"), ("lr",))
@@ -121,6 +122,11 @@ class Program:
         self.steps, self.last, self.results, self.workspace = steps, last, results, workspace
         self._started = [(s.make, launcher.prepare(s.plan), _picker(s.slots), s.done) for s in steps]
         self._returned = _picker(results) if isinstance(results, tuple) else itemgetter(results)
+
+    @property
+    def chosen(self) -> Program:
+        """Itself; see `Tuned`."""
+        return self
 
     @property
     def cycles(self) -> float:
@@ -244,13 +250,19 @@ class Replayed:
     """An op of a backend that replays the programs of its calls."""
 
     def __init__(self, backend: KernelBackend, op: str) -> None:
-        self._backend, self._op = backend, op
-        self._array, self._changing = backend.xp.ndarray, CHANGING.get(op, ())
+        self.backend, self.op = backend, op
+        self.changing = CHANGING.get(op, ())
+        self._array = backend.xp.ndarray
         self._plainly = getattr(backend, op)  # the method of the class
         self.__signature__ = inspect.signature(self._plainly)
 
     def __call__(self, *args: Any, **options: Any) -> Any:
-        backend, array, changing = self._backend, self._array, self._changing
+        program, memory = self.find(args, options)
+        return self._plainly(*args, **options) if program is None else program.run(memory)
+
+    def find(self, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Program | Tuned | None, list[Any]]:
+        """The program of a call, None if it has none, and the memory that it runs on."""
+        backend, array, changing = self.backend, self._array, self.changing
         launcher: Any = backend.launcher
         memory, values = [launcher.null], []
         for value in args:
@@ -266,14 +278,14 @@ class Replayed:
                 memory.append(value)
                 value = Number
             values.append(value)
-        call = (self._op, len(args), tuple(options), tuple(values))
+        call = (self.op, len(args), tuple(options), tuple(values))
         try:
             program = backend.program(call, launcher, launcher.device, precision.current(), tuning.current())
         except TypeError:
             if _hashable(call):
                 raise
             program = None
-        return self._plainly(*args, **options) if program is None else program.run(memory)
+        return program, memory
 
 
 def _hashable(call: Any) -> bool:

@@ -11,9 +11,11 @@ import importlib.util
 from types import ModuleType
 from typing import Any
 
+from dlgpu.backends import precision, tuning
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.kernels.launching import Start, filled
 from dlgpu.backends.kernels.plan import Dim3, Plan
+from dlgpu.backends.kernels.programs import Replayed, Step
 from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers.gpu import GpuLauncher
 from dlgpu.errors import BackendUnavailable
@@ -72,22 +74,43 @@ class NativeLauncher(GpuLauncher):
             BackendUnavailable: no GPU, or not one that the module was built for.
             RuntimeError: CUDA refuses the launch.
         """
-        function = self._kernels.get(kernel) or self._find(kernel)
+        function = self._kernel(kernel)
         cuda = self.xp.cuda
         stream = cuda.get_current_stream().ptr
         function.launch(grid, block, args, shared_bytes, cuda.runtime.getDevice(), stream)
 
     def prepare(self, plan: Plan) -> Start:
         """The plan as a function of its arrays and changing numbers."""
-        start, (grid, block, args, shared) = (
-            self._find(plan.kernel).launch,
-            (plan.grid, plan.block, plan.args, plan.shared_bytes),
-        )
-        current, device = self.xp.cuda.get_current_stream, self.xp.cuda.runtime.getDevice
-        if any(isinstance(arg, Number) for arg in args):
-            return lambda values: start(grid, block, filled(args, values), shared, device(), current().ptr)
-        return lambda arrays: start(grid, block, (*arrays, *args), shared, device(), current().ptr)
+        kernel, grid, block, args, shared = plan.kernel, plan.grid, plan.block, plan.args, plan.shared_bytes
+        return lambda values: self.launch(kernel, grid, block, filled(args, values), shared)
 
-    def _find(self, kernel: str) -> Any:
-        function = self._module.Kernel(kernel, sources.parameters(kernel))
-        return self._kernels.setdefault(kernel, function)
+    def replayed(self, op: Replayed) -> Any:
+        """The same op with its look-up and its replay in C++ (bindings/op.h), for as long as its backend is ours."""
+
+        def find(*args: Any, **options: Any) -> Any:
+            program = op.find(args, options)[0]
+            chosen = None if program is None else program.chosen
+            return (
+                None
+                if chosen is None
+                else self._module.Program(map(self._step, chosen.steps), chosen.last, chosen.results)
+            )
+
+        cuda, settings = self.xp.cuda, [precision.CURRENT, tuning.CURRENT]
+        here = cuda.runtime.getDevice, cuda.get_current_stream
+        return self._module.replayed(op, find, op.backend, self, self.xp.ndarray, op.changing, settings, *here)
+
+    def _step(self, step: Step) -> tuple[Any, ...]:
+        """What the module's `Program` takes for a step."""
+        plan = step.plan
+        values = filled(plan.args, [Number(slot) if slot else None for slot in step.slots])
+        args = dict(enumerate(values))
+        missing = {i: value.slot for i, value in args.items() if isinstance(value, Number)}
+        same = {i: value for i, value in args.items() if i not in missing}
+        kernel = self._kernel(plan.kernel)
+        return step.make, kernel, plan.grid, plan.block, plan.shared_bytes, same, missing, step.done
+
+    def _kernel(self, name: str) -> Any:
+        return self._kernels.get(name) or self._kernels.setdefault(
+            name, self._module.Kernel(name, sources.parameters(name))
+        )
