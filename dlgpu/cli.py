@@ -76,6 +76,9 @@ MODEL_OPTION = click.option(
 @click.option("--mixup", default=0.0, show_default=True, help="blend images in pairs: alpha, 0.2 is usual")
 @click.option("--label-smoothing", default=0.0, show_default=True, help="share of the target spread over all classes")
 @click.option("--average-from", type=int, help="also average the weights of the epochs from this one on")
+@click.option(
+    "--layerwise", default=0, show_default=True, help="first train from the bottom up, LAYERWISE epochs a layer"
+)
 @click.option("--from", "start", help="begin with the weights of a run folder or .safetensors file, as far as they fit")
 @click.option("--freeze", default="", help="parts of the network to leave as they are: 0,3 or features (wants --from)")
 @click.option(
@@ -113,6 +116,7 @@ def train(
     dlgpu train mobilenet_v1 --data fashion-mnist --image-size 32 --model-option width_mult=0.25
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --freeze 0,3
     dlgpu train lenet5 --data fashion-mnist --from runs/lenet5-1 --lr-scale 0=0.1 --lr-scale 3=0.3
+    dlgpu train deep_convnet --layerwise 1
     dlgpu train fcn8s --model-option trunk=small
     """
     if resume is not None:
@@ -180,9 +184,14 @@ def _fit(run: Run) -> None:
         if config.start is not None:
             console.print(f"weights of {config.start}; fresh: {nn.module.listed(run.fresh)}")
         console.print(f"writing {run.folder}/\n")
+
+    def staged(number: int, row: Row) -> None:
+        figures = f"{trainer.evaluate_as} accuracy {row[trainer.evaluate_as + '_accuracy']:.2%}, {row['seconds']:.2f} s"
+        console.print(f"layer {number}: {figures}")
+
     with LiveTable(trainer, config.epochs) as table:
         trainer.callbacks.append(table)
-        history = run.fit()
+        history = run.fit(staged)
     if trainer.stopped in ("SIGINT", "SIGTERM"):
         console.print(f"\ninterrupted; everything is saved. Go on with: dlgpu train --resume {run.folder}")
         sys.exit(128 + signal.Signals[trainer.stopped])

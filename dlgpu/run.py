@@ -16,20 +16,21 @@ import functools
 import json
 import math
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dlgpu import checkpoint, data, models, optim, random, transfer
+from dlgpu import checkpoint, data, models, nn, optim, pretrain, random, transfer
 from dlgpu import functional as F
 from dlgpu.averaging import WeightAveraging
 from dlgpu.backends.precision import PRECISIONS
 from dlgpu.data import DataLoader, Dataset
 from dlgpu.errors import CheckpointError, DataError, ShapeError, TrainingError, UnknownName
 from dlgpu.nn import Module
+from dlgpu.tensor import tensor
 from dlgpu.train import Callback, EarlyStopping, Row, Trainer
 
 EVALUATION_BATCH = 500
@@ -68,6 +69,7 @@ class Config:
     mixup: float = 0.0
     label_smoothing: float = 0.0
     average_from: int | None = None
+    layerwise: int = 0  # first train from the bottom up, so many epochs per layer
     start: str | None = None
     freeze: tuple[str, ...] = ()
     lr_scale: tuple[str, ...] = ()  # "PART=FACTOR": that part of the network learns at FACTOR times the rate
@@ -93,6 +95,10 @@ class Config:
                 f"got model options {sorted(given)}"
             )
         self.lr_scales()
+        if self.layerwise < 0 or (self.layerwise and self.start is not None):
+            raise ShapeError(
+                f"[run] layerwise must be epochs >= 0 that begin with fresh weights; got {self.layerwise}, {self.start}"
+            )
         for name in ("dataset", "epochs", "batch_size", "optimizer", "lr", "weight_decay", "schedule"):
             if getattr(self, name) is MODELS_OWN:
                 object.__setattr__(self, name, getattr(models.MODELS[self.model], name))
@@ -182,6 +188,15 @@ class Config:
                 raise ShapeError(f"[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got {text!r}")
         return scales
 
+    def training(self) -> dict[str, Any]:
+        """Settings of a `Trainer`."""
+        loss = functools.partial(F.cross_entropy, label_smoothing=self.label_smoothing)
+        return dict(clip_norm=self.clip_norm, precision=self.precision, mixup=self.mixup, loss=loss)
+
+    def make_optimizer(self, parameters: Any) -> optim.Optimizer:
+        """Of parameters, or of groups of them."""
+        return optim.OPTIMIZERS[self.optimizer](parameters, lr=self.lr, weight_decay=self.weight_decay)
+
     def transform(self, augment: bool) -> data.Compose:
         """What happens to images between the data set and the network."""
         steps = [AUGMENTATIONS[name](self.image_size) for name in self.augment] if augment else []
@@ -257,8 +272,9 @@ class Run(Callback):
             train, held_out = train.split(len(train) - config.validation, config.seed)
             split = "valid"
         model, fresh = config.first_model()
-        groups = transfer.parameter_groups(model, config.lr, config.lr_scales())
-        optimizer = optim.OPTIMIZERS[config.optimizer](groups, lr=config.lr, weight_decay=config.weight_decay)
+        if config.layerwise:
+            pretrain.stages(model)  # raises if there are none
+        optimizer = config.make_optimizer(transfer.parameter_groups(model, config.lr, config.lr_scales()))
         batches = DataLoader(
             train,
             config.batch_size,
@@ -272,12 +288,9 @@ class Run(Callback):
             optimizer,
             batches,
             config.evaluation_batches(held_out),
-            evaluate_as=split,
             schedule=optim.SCHEDULES[config.schedule](config.epochs),
-            clip_norm=config.clip_norm,
-            precision=config.precision,
-            mixup=config.mixup,
-            loss=functools.partial(F.cross_entropy, label_smoothing=config.label_smoothing),
+            evaluate_as=split,
+            **config.training(),
         )
         if config.patience is not None:
             trainer.callbacks.append(EarlyStopping(config.patience, f"{split}_loss"))
@@ -285,9 +298,37 @@ class Run(Callback):
 
     # --- while it runs --------------------------------------------------------------------------------------------
 
-    def fit(self) -> list[Row]:
-        """Train to the end (or until stopped); returns the history."""
+    def fit(self, staged: Callable[[int, Row], None] = lambda stage, row: None) -> list[Row]:
+        """Train to the end (or until stopped); returns the history.
+
+        `staged(number, figures)` is called after each layer of pre-training, where that is asked for.
+        """
+        if self.config.layerwise and not (self.trainer.epoch or self.trainer.batch):
+            self._pretrain(staged)
+            if self.trainer.stopped:
+                return self.trainer.history
         return self.trainer.fit(self.config.epochs)
+
+    def _pretrain(self, staged: Callable[[int, Row], None]) -> None:
+        """Train fresh weights from the bottom up, and take them over."""
+        config, main = self.config, self.trainer
+
+        def fit(network: nn.Sequential) -> None:
+            if main.stopped:
+                return
+            optimizer, how = config.make_optimizer(network.parameters()), config.training()
+            trainer = Trainer(
+                network, optimizer, main.train_batches, main.evaluate_batches, evaluate_as=main.evaluate_as, **how
+            )
+            row = trainer.fit(config.layerwise)[-1:]
+            main.stopped = trainer.stopped
+            if not main.stopped:
+                staged(len(network) - 1, row[0])
+
+        model = config.build_model()  # not the trainer's: its parameters belong to its optimizer
+        image = np.zeros((1, config.in_channels, config.image_size, config.image_size), np.float32)
+        pretrain.layerwise(model, tensor(image, device=config.device), fit)
+        main.model.load_state_dict(model.state_dict())
 
     def on_train_begin(self, trainer: Trainer) -> None:
         self._saved = time.monotonic()

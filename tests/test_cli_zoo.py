@@ -71,6 +71,15 @@ def test_train_with_options_and_size(cli: Cli, tmp_path: Path) -> None:
             ["train", "mlp", "--lr-scale", "1"],
             "[run] lr_scale must be given as PART=FACTOR, with a factor >= 0; got '1'",
         ),
+        (
+            ["train", "mlp", "--layerwise", "-1"],
+            "[run] layerwise must be epochs >= 0 that begin with fresh weights; got -1",
+        ),
+        (
+            ["train", "mlp", "--layerwise", "1", "--from", "r"],
+            "[run] layerwise must be epochs >= 0 that begin with fresh",
+        ),
+        (["train", "resnet18", "--layerwise", "1"], "[pretrain] the model must be a Sequential of two or more "),
         (["train", "mlp", "--lr-scale", "head=2"], "[transfer] unknown part of the model 'head'"),
         (["models", "resnet50", "--num-classes", "0"], "[resnet50] num_classes must be an int >= 1; got 0"),
         (["models", "fcn8s", "--image-size", "48"], "[fcn8s] height and width must be multiples of 32"),
@@ -199,3 +208,12 @@ def test_train_says_what_other_weights_lack(cli: Cli, tmp_path: Path) -> None:
         "unexpected: 1.bias, 1.weight, 3.bias, 3.weight; of another shape: none"
     )
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_train_from_the_bottom_up(cli: Cli) -> None:
+    few = ["--limit", 20, "-e", 1, "-b", 10, "--validation", 5]
+    lines = succeeded(cli("train", "simple_convnet", *few, "--layerwise", 1, "--run", "r")).splitlines()
+    for number in (1, 2):
+        assert re.fullmatch(rf"layer {number}: valid accuracy \d+\.\d\d%, \d+\.\d\d s", lines[3 + number])
+    assert lines[6].startswith("epoch ")
+    assert read_config("r").layerwise == 1

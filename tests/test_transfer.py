@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,6 +203,26 @@ def test_greedy_rounds_add_a_stage_each(freeze: bool) -> None:
         pretrain.greedy([], lambda last: nn.ReLU(), fit)
 
 
+def test_stages_are_the_models_own_layers() -> None:
+    net = models.deep_convnet()
+    pieces = pretrain.stages(net)
+    assert [layer for piece in pieces for layer in piece] == list(net)
+    assert [type(piece[0]).__name__ for piece in pieces] == 6 * ["Conv2d"] + ["Linear"] * 2
+    for wrong in (models.resnet18(image_size=32, width=8), nn.Sequential(nn.Flatten(), nn.Linear(4, 2))):
+        with pytest.raises(ShapeError, match=r"\[pretrain\] the model must be a Sequential of two or more .*; got"):
+            pretrain.stages(wrong)
+
+
+def test_layerwise_ends_with_the_model_itself() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 3))
+    rounds: list[list[nn.Module]] = []
+    pretrain.layerwise(net, dlgpu.zeros(1, 1, 4, 4), lambda network: rounds.append(list(network)))
+    first, second = rounds
+    assert list(first[0]) == list(net)[:3]
+    assert first[1][1].weight.shape == (3, 8)
+    assert [layer for piece in second for layer in piece] == list(net)
+
+
 # --- runs ---------------------------------------------------------------------------------------------------------
 
 
@@ -223,6 +245,48 @@ def test_a_run_starts_from_another_and_freezes(tmp_path: Path) -> None:
         assert not np.array_equal(after[names[-1]], trained[names[-1]])
     with pytest.raises(CheckpointError, match="must be a checkpoint file"):
         run_of(tmp_path / "c", start=str(tmp_path / "nothing"))
+
+
+def test_a_run_is_pretrained_from_the_bottom_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    how: dict[str, Any] = dict(layerwise=2, model_options=("hidden=20,10",), label_smoothing=0.1)
+    whole, rounds, begun = run_of(tmp_path / "whole", epochs=2, **how), [], []
+    monkeypatch.setattr(whole, "on_train_begin", lambda trainer: begun.append(trainer.model.state_dict()))
+    fresh = whole.trainer.model.state_dict()
+    whole.fit(lambda number, row: rounds.append((number, row["epoch"])))
+    assert rounds == [(1, 2), (2, 2)]
+
+    config, batches = whole.config, whole.trainer.train_batches
+    net = config.build_model()
+
+    def fit(network: nn.Module) -> None:
+        loss = partial(F.cross_entropy, label_smoothing=0.1)
+        Trainer(network, optim.Adam(network.parameters(), lr=config.lr), batches, loss=loss).fit(2)
+
+    pretrain.layerwise(net, dlgpu.zeros(1, 1, 28, 28), fit)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(begun[0][name], array, err_msg=name)
+        assert not np.array_equal(array, fresh[name]), name
+
+    cross_entropy = F.cross_entropy
+
+    def interrupted(*arguments: Any, **options: Any) -> dlgpu.Tensor:
+        signal.raise_signal(signal.SIGINT)
+        return cross_entropy(*arguments, **options)
+
+    run_of(tmp_path / "later", epochs=1, **how).fit()
+    early = run_of(tmp_path / "early", epochs=1, **how)
+    with monkeypatch.context() as patch:
+        patch.setattr(F, "cross_entropy", interrupted)
+        assert early.fit(lambda number, row: rounds.append(number)) == []
+    assert early.trainer.stopped == "SIGINT"
+    assert [path.name for path in early.folder.iterdir()] == ["config.json"]
+    for folder, again in ("later", []), ("early", [(1, 2), (2, 2)]):
+        rounds.clear()
+        Run.resume(tmp_path / folder, epochs=2).fit(lambda number, row: rounds.append((number, row["epoch"])))
+        assert rounds == again
+        ours, theirs = (checkpoint.load(tmp_path / f / "last.safetensors")[0] for f in ("whole", folder))
+        for name, array in ours.items():
+            np.testing.assert_array_equal(array, theirs[name], err_msg=name)
 
 
 def test_parts_of_a_run_learn_at_their_own_rates(tmp_path: Path) -> None:
