@@ -99,10 +99,11 @@ def test_blocks_make_several_tiles(
     """More tiles than blocks, over a batch, with more stages of depth than the pipeline has."""
     monkeypatch.setattr(kernels.backend.launcher, "sms", 5)
     a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 72), dtype)  # 3 tiles each
+    c = values(7, (4, 264, 72), dtype)
     left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
     with tuning.hopper(*tile):
-        got = kernels.batched_gemm(left, right, transpose_a=transpose_a, transpose_b=transpose_b)
-    check_product(got, a, b)
+        got = kernels.batched_gemm(left, right, c, transpose_a=transpose_a, transpose_b=transpose_b)
+    check_product(got, a, b, c.astype(np.float64))
     assert launched == [
         f"dl::gemm_hopper<{'__half' if dtype == np.float16 else '__nv_bfloat16'}, "
         f"{str(transpose_a).lower()}, {str(transpose_b).lower()}, {tile[0]}, {tile[1]}>"
