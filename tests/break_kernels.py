@@ -127,6 +127,16 @@ BREAKS = [
     ("hopper_tile.cuh", "* kCluster + rank, rest", "* kCluster, rest", "test_kernels_hopper", "fast"),
     ("hopper.cuh", "return (1 << blocks) - 1;", "return 1;", "test_kernels_hopper", "fast"),
     ("conv_hopper.cuh", "to.last_tap - k.tap / g.S * to.tap_row", "to.last_tap", "test_kernels_hopper", "fast"),
+    ("conv_hopper.cuh", "q % 2 * (g.step_w / 2)", "0", "test_kernels_hopper", "fast"),
+    (
+        "conv_hopper.cuh",
+        "place == 0 ? candidate : better(best[e], candidate)",
+        "candidate",
+        "test_kernels_hopper",
+        "fast",
+    ),
+    ("conv_hopper.cuh", "* to.stride_w + to.first_w", "* to.stride_w", "test_kernels_hopper", "fast"),
+    ("hopper_tile.cuh", "sums[j] = 0.0f;", ";", "test_kernels_hopper", "fast"),
     ("conv_hopper.cuh", "m % g.width * g.step_w", "m % g.width", "test_kernels_hopper", "fast"),
     ("conv_hopper.cuh", "(at.batch * steps + step)", "step", "test_kernels_hopper", "fast"),
     (
