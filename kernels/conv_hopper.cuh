@@ -19,13 +19,14 @@ struct DepthAt {
   int tap, channel;  // the first of 64
 };
 
-// Has TMA fetch a tile of A: kHopperRows windows at one step of the depth, which runs over taps and their channels.
-__device__ inline DepthAt load_window_rows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g,
-                                           int row, int step) {
+// Has TMA fetch windows of A's tile from row m on, as many as the map has, at one step of the depth, which runs over taps
+// and their channels; all moved by (down, right).
+__device__ inline DepthAt load_windows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g, int m,
+                                       int step, int down = 0, int right = 0) {
   const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
-  const int m = row * kHopperRows, line = m / g.width;
+  const int line = m / g.width;
   tma_load_im2col(to, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
-                  line / g.height, tap % g.S * g.move_w, tap / g.S * g.move_h);
+                  line / g.height, tap % g.S * g.move_w + right, tap / g.S * g.move_h + down);
   return {tap, c};
 }
 
@@ -47,7 +48,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const DepthAt k = load_window_rows(to_a, images, full, g, at.row, step);
+      const DepthAt k = load_windows(to_a, images, full, g, at.row * kHopperRows, step);
       tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
     }
     __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
@@ -60,6 +61,68 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
   const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
   hopper_product<T, BN, true, true, kCluster>(
       Work{images, filters, out, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
+#else
+  __trap();
+#endif
+}
+
+// The 2x2 maxima of relu(y) and their places in the window. g walks over pooling windows, so its steps are two strides; a
+// tile holds 32 of them, a consumer 16: in its rows 0 to 15 the first pixel of each, in 16 to 31 the second, ..., so that
+// one load brings one pixel of 16 windows. Maps: images in im2col mode (16 pixels of 64 channels); filters as above.
+template <typename T, int BN, int kCluster>
+__global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
+    conv_hopper_pooled(const __grid_constant__ TensorMap images, const __grid_constant__ TensorMap filters,
+                       T* __restrict__ y, unsigned char* __restrict__ argmax, const T* __restrict__ bias, ImageWalk g) {
+#if DL_HOPPER
+  struct Work {
+    const TensorMap &images, &filters;
+    T* y;
+    unsigned char* argmax;
+    const ImageWalk& g;
+    Epilogue<T> end;
+    TileGrid tiles;
+    int steps;
+
+    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
+      DepthAt k{};
+      for (int part = 0; part < kHopperRows / 16; ++part) {
+        const int q = part % 4, window = at.row * (kHopperRows / 4) + part / 4 * 16;
+        k = load_windows(to_a + part * 2 * kAtom, images, full, g, window, step, q / 2 * (g.step_h / 2),
+                         q % 2 * (g.step_w / 2));
+      }
+      tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
+    }
+    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+      auto put = [&](T* from, int n) {
+        const int i = threadIdx.x % 128, column = n + i % 8 * 8;
+        const int window = at.row * (kHopperRows / 4) + consumer * 16 + i / 8;
+        if (window >= g.rows || column >= g.columns) return;
+        Best best[8];
+#pragma unroll
+        for (int place = 0; place < 4; ++place) {
+          float values[8];
+          dl::load<8>(swizzled(from, place * 16 + i / 8, i % 8 * 8), true, values);
+#pragma unroll
+          for (int e = 0; e < 8; ++e) {
+            const Best candidate = {values[e], place};
+            best[e] = place == 0 ? candidate : better(best[e], candidate);
+          }
+        }
+        const long long to = (long long)window * g.columns + column;
+        float values[8];
+        Vector<unsigned char, 8> places;
+#pragma unroll
+        for (int e = 0; e < 8; ++e) values[e] = best[e].value, places.v[e] = best[e].place;
+        dl::store<8>(y + to, values);
+        *reinterpret_cast<Vector<unsigned char, 8>*>(argmax + to) = places;
+      };
+      store_panels<T, BN>(put, end, panel, sums, consumer, 0, at.column * BN, 64, g.columns, 0, 0);
+    }
+  };
+  const Epilogue<T> end = {nullptr, bias, nullptr, 1.0f, 0.0f, true};
+  const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows / 4), ceil_div(g.columns, BN)};
+  hopper_product<T, BN, true, true, kCluster>(
+      Work{images, filters, y, argmax, g, end, tiles, g.R * g.S * ceil_div(g.depth, kHopperDepth)});
 #else
   __trap();
 #endif
@@ -89,7 +152,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     int steps;
 
     __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const DepthAt k = load_window_rows(to_a, dy, full, g, at.row, step);
+      const DepthAt k = load_windows(to_a, dy, full, g, at.row * kHopperRows, step);
       const int tap = to.last_tap - k.tap / g.S * to.tap_row - k.tap % g.S * to.tap_step;
       for (int i = 0; i < BN / 64 / kCluster; ++i) {
         tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, tap, k.channel);

@@ -176,10 +176,16 @@ def test_convolution(
     terms = added.size // out
     check(dw, truth, size, terms, 0.0)
     check(db, *(reference.grad_bias(a.astype(np.float64)) for a in (added, abs(added))), terms, 0.0)
+    with tuning.hopper(*tile):
+        single = kernels.conv2d(x, w, b, activation="relu", **fast)
+        pooled = kernels.conv2d_relu_max_pool2d(x, w, b, **fast)
+    for mine, theirs in zip(pooled, reference.max_pool2d(single, kernel_size=2), strict=True):
+        np.testing.assert_array_equal(mine, theirs)  # the same sums: to the bit
     names = [name.split("<")[0] for name in launched if "conv" in name]
     phases = math.prod(stride) if isinstance(stride, tuple) else stride**2
     backward = ["dl::conv_hopper_grad_input"] * phases
-    assert names == ["dl::conv_hopper", "dl::conv_hopper", *backward, "dl::conv_hopper_grad_weight"]
+    last = ["dl::conv_hopper_grad_weight", "dl::conv_hopper", "dl::conv_hopper_pooled"]
+    assert names == ["dl::conv_hopper", "dl::conv_hopper", *backward, *last]
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -212,6 +218,19 @@ def test_padding_is_zero_whatever_lies_beside_it(kernels: Any, launched: list[st
     assert sum("conv_hopper" in name for name in launched) == 2
     np.testing.assert_array_equal(np.isnan(got), expected)
     np.testing.assert_array_equal(np.isnan(dx), expected)
+
+
+def test_pooled_ties_and_nan(kernels: Any, launched: list[str], tile: tuple[int, int]) -> None:  # noqa: F811
+    """The first maximum wins, the first NaN wins over everything, in each of 16 windows and of 8 channels."""
+    x = np.random.default_rng(0).integers(-2, 3, (3, 8, 9, 21)).astype(np.float16)
+    x[x == 2] = np.nan
+    w = np.eye(8, dtype=np.float16)[:, :, None, None]
+    x = x[:, :1].repeat(8, 1)  # NaN * 0 is NaN: in all channels or in none
+    with tuning.hopper(*tile):
+        pooled = kernels.conv2d_relu_max_pool2d(x, w, algorithm="implicit_gemm")
+    assert any("pooled" in name for name in launched)
+    for mine, theirs in zip(pooled, reference.max_pool2d(np.maximum(x, 0), kernel_size=2), strict=True):
+        np.testing.assert_array_equal(mine, theirs)
 
 
 @pytest.mark.parametrize(
@@ -298,7 +317,7 @@ def test_the_main_loop_is_wgmma_fed_by_tma(family: str) -> None:
         assert sum(op.startswith("HGMMA") for op in loop) == 4, (name, loop)
         assert not any(op.startswith(("LDL", "STL", "HMMA", "FFMA")) for op in loop), (name, loop)
         every = [sass.opcode(line) for line in code[mangled] if not line.endswith(":")]
-        stores = () if "grad" in name else ("UTMASTG",)
+        stores = () if "grad" in name or "pooled" in name else ("UTMASTG",)
         for needed in ("UTMALDG", *stores, "SYNCS", "USETMAXREG", "WARPGROUP"):
             assert any(op.startswith(needed) for op in every), (name, needed)
         shared = name.endswith(" 2>")

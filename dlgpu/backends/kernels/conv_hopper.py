@@ -40,6 +40,25 @@ def forward_plan(
     return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
 
 
+def pooled_plan(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY) -> MappedPlan | None:
+    """With ReLU and 2x2 max-pooling. Arrays: x, weight (as maps), y, argmax, bias or None. Strides are at most 4."""
+    positions, step = (g.P // 2, g.Q // 2), (2 * g.stride[0], 2 * g.stride[1])
+    rows = g.N * positions[0] * positions[1]
+    low = -g.padding[0][0], -g.padding[1][0]
+    high = low[0] + (positions[0] - 1) * step[0] - (g.H - 1), low[1] + (positions[1] - 1) * step[1] - (g.W - 1)
+    tiles = TileGrid(1, -(-rows // (ROWS // 4)), -(-g.K // columns))
+    cluster = tiles.cluster(target)
+    maps = _walk(g.C, g.W, g.H, g.N, low, high, step, 16), _filters(g, columns // cluster)
+    moves = (g.R - 1) * g.dilation[0] + g.stride[0], (g.S - 1) * g.dilation[1] + g.stride[1]
+    if not _possible(g, dtype, columns, 4 * rows * g.K, moves, maps) or g.K % 8:
+        return None
+    numbers = (rows, g.K, g.C, g.R, g.S, *positions, *step, *low, *g.dilation)
+    why = f"{4 * rows}x{g.K}x{g.R * g.S * g.C}, {tiles.count} tiles {ROWS}x{columns}, pooled, wgmma on im2col by TMA"
+    kernel = f"dl::conv_hopper_pooled<{dtype}, {columns}, {cluster}>"
+    args = (pack("ImageWalk", *numbers),)
+    return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
+
+
 def grad_input_plans(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY) -> list[MappedPlan] | None:
     """One for each phase: pixels a stride apart meet the same taps. Arrays: dy, weight (as maps), dx."""
     axes = zip((g.H, g.W), (g.R, g.S), g.stride, (g.padding[0][0], g.padding[1][0]), g.dilation, strict=True)

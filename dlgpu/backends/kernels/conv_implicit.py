@@ -119,7 +119,13 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, shape, x.dtype, "channels_last")
         argmax = memory_format.empty(ops.xp, shape, np.dtype(np.uint8), "channels_last")
         dtype, terms = _storage(ops, x)
-        plan = forward_plan(g, dtype, terms, relu=True, pooled=True, aligned=ops.aligned(x, weight), target=ops.target)
+        aligned = ops.aligned(x, weight)
+        if aligned and (columns := ops.target.hopper):
+            fast = conv_hopper.pooled_plan(g, dtype, columns=columns, target=ops.target)
+            if fast is not None:
+                ops.run_mapped(fast, x, weight, y, argmax, bias)
+                return y, argmax
+        plan = forward_plan(g, dtype, terms, relu=True, pooled=True, aligned=aligned, target=ops.target)
         ops.run(plan, x, weight, None, bias, y, argmax)
         return y, argmax
 
