@@ -3,6 +3,7 @@
 // errors through ctypes; what is to be timed is not recorded.
 #include <cuda_runtime_api.h>
 
+#include <mutex>
 #include <utility>
 
 #include "everything.cuh"
@@ -10,6 +11,7 @@
 namespace {
 
 std::string events;
+std::mutex writing;  // launches come from several threads
 cudaError_t next_error = cudaSuccess;  // of the next launch
 bool recording = true;
 
@@ -47,12 +49,14 @@ std::string text(const void* handle) { return std::to_string(reinterpret_cast<si
 }  // namespace
 
 void record(const std::string& event) {
+  const std::lock_guard lock(writing);
   if (recording) events += event + "\n";
 }
 
 extern "C" {
 
 __attribute__((visibility("default"))) const char* fake_events() {
+  const std::lock_guard lock(writing);
   static std::string result;
   result.swap(events);
   events.clear();
