@@ -254,7 +254,8 @@ def test_what_a_program_depends_on(native: Recorded) -> None:
     """Each of these calls, replayed, launches what it launches when planned; and they differ from one another."""
     x, w = array(4, 16, 12, 12), array(16, 16, 3, 3)
     channels_last = array(4, 12, 12, 16).transpose(0, 3, 1, 2)
-    shifted = array(4 * 16 * 12 * 12 + 1)[1:].reshape(x.shape)
+    shifted = array(x.size + 1)[1:].reshape(4, 12, 12, 16).transpose(0, 3, 1, 2)  # not where vectors may begin
+    last = array(16, 3, 3, 16).transpose(0, 3, 1, 2)
     b = array(16)
     calls: list[Callable[[Any], Any]] = [
         lambda ops: ops.conv2d(x, w),
@@ -266,8 +267,8 @@ def test_what_a_program_depends_on(native: Recorded) -> None:
         lambda ops: ops.conv2d(x, w, activation="relu"),
         lambda ops: ops.conv2d(x, w, algorithm="winograd2"),
         lambda ops: ops.conv2d(x[1:], w),
-        lambda ops: ops.conv2d(channels_last, w),
-        lambda ops: ops.conv2d(shifted, w),
+        lambda ops: ops.conv2d(channels_last, last),
+        lambda ops: ops.conv2d(shifted, last),
         lambda ops: under(precision.use("tf32"), lambda: ops.conv2d(x, w)),
         lambda ops: under(precision.use("float32x3"), lambda: ops.conv2d(x, w)),
         lambda ops: under(tuning.workspace_limit(0), lambda: ops.conv2d(x, w, algorithm="im2col")),
