@@ -498,6 +498,7 @@ def test_without_a_gpu_it_says_so(wheel: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.append({str(ROOT)!r})  # benchmarks/; dlgpu is the wheel's
 import test_native_launcher as t
 from dlgpu import backends
 from dlgpu.backends.launchers.native import NativeLauncher
