@@ -19,7 +19,7 @@ using Word = std::intptr_t;
 using Words = std::vector<Word>;
 constexpr Word kArray = 1, kNumber = 2;
 constexpr int kPlaces = 16;  // of an array's beginning, for copies in vectors of 16 bytes
-constexpr std::size_t kMostPrograms = 2048, kMostObjects = 4 * kMostPrograms;
+constexpr std::size_t kMostPrograms = 2048, kMostObjects = 4 * kMostPrograms;  // then an op forgets all of them
 
 struct Hash {  // a sum, so that the processor mixes several words at a time; constants: SplitMix64 (Steele et al., 2014)
   std::size_t operator()(const Words& words) const {
