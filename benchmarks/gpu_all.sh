@@ -125,7 +125,7 @@ step build $((total / 4)) "$python" -c "$build"
 step tests $((total * 3 / 10)) "$python" -m pytest -o addopts= -p no:cacheprovider -W default -q -rs "${tests[@]}"
 step memcheck $((total / 8)) "${memory[@]}" "${check[@]}" --output "$scratch/memcheck"
 step racecheck $((total / 10)) "${races[@]}" "${check[@]}" --output "$scratch/racecheck"
-step launch-cost 30 "$python" -m benchmarks.test_launch_cost
+step launch-cost 60 "$python" -m benchmarks.test_launch_cost
 now=$(left)
 seconds=$((now > 60 ? now - 30 : now / 2))
 step bench "$now" "${bench[@]}" --budget-minutes "$((seconds / 60)).$((seconds % 60 * 100 / 60 / 10))" \

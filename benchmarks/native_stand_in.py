@@ -115,9 +115,9 @@ class NativeStandIn(NativeLauncher):
             runtime=SimpleNamespace(getDevice=lambda: self.current_device), get_current_stream=lambda: self.stream
         )
         self._module, self._kernels = module, {}
-        self.xp = SimpleNamespace(
-            cuda=here, ndarray=array, empty=empty, zeros=zeros, ascontiguousarray=np.ascontiguousarray
-        )
+        own = dict(cuda=here, ndarray=array, empty=empty, zeros=zeros)
+        own["ascontiguousarray"] = lambda x, dtype=None: np.ascontiguousarray(x, dtype).view(array)
+        self.xp = SimpleNamespace(**vars(np) | own)
 
     def identity(self) -> dict[str, str]:
         return {"gpu": "none", "driver": "none"}

@@ -15,11 +15,12 @@ PYBIND11_MODULE(_native, module) {
     for (const Entry* entry = Entry::first; entry; entry = entry->next) names.push_back(entry->name);
     return names;
   });
-  py::class_<Kernel>(module, "Kernel")
+  // module_local: two builds may live in one process, as in the tests
+  py::class_<Kernel>(module, "Kernel", py::module_local())
       .def(py::init<const std::string&, const py::sequence&>())
       .def("launch", &Kernel::launch)
       .def_property_readonly("signature", &Kernel::signature);
-  py::class_<Program, std::shared_ptr<Program>>(module, "Program")
+  py::class_<Program, std::shared_ptr<Program>>(module, "Program", py::module_local())
       .def(py::init<const py::iterable&, const py::iterable&, const py::object&>());
   module.def("replayed", [](const py::object& plain, const py::object& find, const py::object& backend,
                             const py::object& launcher, const py::object& arrays, std::vector<py::object> changing,

@@ -13,13 +13,13 @@
 
 namespace dl {
 
-// A call as words; equal calls have equal words. An array: kArray, axes, shape, strides, dtype, place in 16 bytes. A
+// A call as words; equal calls have equal words. An array: kArray, axes, place in 16 bytes, shape, strides, dtype. A
 // number that changes: kNumber. Any other object: the address of one that is equal to it.
 using Word = std::intptr_t;
 using Words = std::vector<Word>;
 constexpr Word kArray = 1, kNumber = 2;
 constexpr int kPlaces = 16;  // of an array's beginning, for copies in vectors of 16 bytes
-constexpr std::size_t kMostPrograms = 2048, kMostObjects = 4 * kMostPrograms;
+constexpr std::size_t kMostPrograms = 2048, kMostObjects = 4 * kMostPrograms;  // then an op forgets all of them
 
 struct Hash {  // a sum, so that the processor mixes several words at a time; constants: SplitMix64 (Steele et al., 2014)
   std::size_t operator()(const Words& words) const {
@@ -71,40 +71,11 @@ class Replay {
   py::object call(PyObject* const* args, std::size_t positional, PyObject* names) {
     if (programs_->full()) programs_ = std::make_shared<Programs>();
     const std::shared_ptr<Programs> programs = programs_;  // those of this call, also if another thread begins anew
-    const std::size_t count = positional + (names ? PyTuple_GET_SIZE(names) : 0);
     const int device = steal(PyObject_CallNoArgs(device_.ptr())).cast<int>();
-    Words words;
-    Memory memory;
-    words.reserve(128);
-    memory.reserve(32);
-    memory.emplace_back();  // slot 0 is not there
-    words.push_back(device);
-    bool known = attribute(backend.ptr(), kLauncher).is(launcher_);
-    const auto add = [&](PyObject* object) {
-      words.push_back(programs->word(object));
-      return words.back() != 0;
-    };
-    for (const py::object& setting : settings_) {
-      PyObject* value = nullptr;
-      if (PyContextVar_Get(setting.ptr(), nullptr, &value)) throw py::error_already_set();
-      known = known && add(steal(value).ptr());
-    }
-    words.push_back(Word(positional));
-    known = known && add(names ? names : Py_None);
-    for (std::size_t i = 0; known && i < count; ++i) {
-      PyObject* value = args[i];
-      if (PyObject_TypeCheck(value, reinterpret_cast<PyTypeObject*>(arrays_.ptr()))) {
-        memory.push_back({py::reinterpret_borrow<py::object>(value), {}, nullptr});
-        known = describe(memory.back(), words) && add(memory.back().dtype.ptr());
-      } else if (i >= positional && changes(PyTuple_GET_ITEM(names, i - positional))) {
-        memory.push_back({py::reinterpret_borrow<py::object>(value), {}, nullptr});
-        words.push_back(kNumber);
-      } else {
-        known = add(value);
-      }
-    }
+    Words words{device};
+    Memory memory(1);  // slot 0 is not there
     std::shared_ptr<const Program> program;
-    if (known) {
+    if (read(args, positional, names, *programs, words, memory)) {
       const auto at = programs->found.find(words);
       if (at != programs->found.end()) {
         program = at->second;
@@ -124,6 +95,36 @@ class Replay {
   static inline PyObject* const kLauncher = PyUnicode_InternFromString("launcher");
   static inline PyObject* const kShape = PyUnicode_InternFromString("shape");
   static inline PyObject* const kStrides = PyUnicode_InternFromString("strides");
+
+  // Words and arguments of a call; false if it cannot be looked up.
+  bool read(PyObject* const* args, std::size_t positional, PyObject* names, Programs& programs, Words& words,
+            Memory& memory) const {
+    words.reserve(128);
+    memory.reserve(32);
+    const auto add = [&](PyObject* object) {
+      words.push_back(programs.word(object));
+      return words.back() != 0;
+    };
+    if (!attribute(backend.ptr(), kLauncher).is(launcher_)) return false;
+    for (const py::object& setting : settings_) {
+      PyObject* value = nullptr;
+      if (PyContextVar_Get(setting.ptr(), nullptr, &value)) throw py::error_already_set();
+      if (!add(steal(value).ptr())) return false;
+    }
+    words.push_back(Word(positional));
+    if (!add(names ? names : Py_None)) return false;
+    const std::size_t count = positional + (names ? PyTuple_GET_SIZE(names) : 0);
+    for (std::size_t i = 0; i < count; ++i) {
+      const bool array = PyObject_TypeCheck(args[i], reinterpret_cast<PyTypeObject*>(arrays_.ptr()));
+      const bool number = !array && i >= positional && changes(PyTuple_GET_ITEM(names, i - positional));
+      if (array || number) memory.push_back({py::reinterpret_borrow<py::object>(args[i]), {}, nullptr});
+      if (number)
+        words.push_back(kNumber);
+      else if (!(array ? describe(memory.back(), words) && add(memory.back().dtype.ptr()) : add(args[i])))
+        return false;
+    }
+    return true;
+  }
 
   static bool describe(Slot& array, Words& words) {
     const py::object shape = attribute(array.value.ptr(), kShape), strides = attribute(array.value.ptr(), kStrides);

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dlgpu.backends.kernels import sources
+from dlgpu.backends.kernels import KernelBackend, sources
 from dlgpu.backends.kernels.geometry import strides
 from dlgpu.backends.kernels.plan import Plan
 from dlgpu.backends.kernels.symbol import Number
 from dlgpu.backends.launchers import cupy as launcher
 from dlgpu.backends.launchers import gpu
+from dlgpu.bench.contestants import Ours
+from dlgpu.bench.measure import WallClock
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 KERNEL = "dl::adam_step<float>"
@@ -210,3 +212,21 @@ def test_a_prepared_plan_with_numbers_that_change(cupy: FakeCupy) -> None:
         with pytest.raises(error, match="lr must"):
             start((*arrays, 3, lr))
     assert len(cupy.function.launches) == 2
+
+
+def test_replayed_ops_pass_null_pointers(cupy: FakeCupy) -> None:
+    ops = KernelBackend("cuda:cupy", "cuda", launcher.CupyLauncher())
+    arenas = [np.zeros(4, np.float32) for _ in range(4)]
+    for step in (1, 2):
+        ops.adam_step(*arenas, step=step, lr=0.5)
+    first, second = (args for _, _, args, _ in cupy.function.launches)
+    assert [type(arg) for arg in first] == [np.ndarray] * 4 + [np.uint64] * 2 + [np.uint32] + [np.float32] * 9
+    assert list(second[4:9]) == [0, 0, 4, 2, 0.5]
+
+
+def test_listing_launches_passes_them_on(cupy: FakeCupy) -> None:
+    ops = KernelBackend("cuda:cupy", "cuda", launcher.CupyLauncher())
+    arenas = [np.zeros(4, np.float32) for _ in range(4)]
+    lines = Ours(ops, WallClock()).launches(lambda: ops.adam_step(*arenas, step=1, lr=0.5))
+    assert lines == ["adam_step<float> on 1x1x1 x 256x1x1"]
+    assert cupy.function.launches[0][2][5] == 0

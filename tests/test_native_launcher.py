@@ -60,6 +60,7 @@ class CupyArray:
 
     def __init__(self, address: int, dtype: Any) -> None:
         self.data, self.dtype = types.SimpleNamespace(ptr=address), np.dtype(dtype)
+        self.shape, self.strides = (4,), (self.dtype.itemsize,)
 
 
 class InterfaceArray:
@@ -172,6 +173,36 @@ def test_a_prepared_plan_with_numbers_that_change(fake: Recorded) -> None:
         assert fake.events() == fake.launch(i=number, f=fraction)
     with pytest.raises(ShapeError, match="i must fit"):
         start((*arrays, 2**31, f))
+
+
+def test_a_program_checks_what_its_launches_get(fake: Recorded) -> None:
+    """A replay finds arrays of the wrong type, and numbers that do not fit, as a launch does."""
+    constants = {i: value for i, value in enumerate(GOOD.values()) if i not in (1, 8)}
+    kernel = fake.launcher._kernel("everything<float>")
+    step = ((), kernel, (7, 8, 9), (32, 2, 1), 1234, constants, {1: 1, 8: 2}, ())
+    program = fake.launcher._module.Program([step], [], ())
+
+    def plain(*args: Any, **options: Any) -> Any:
+        raise AssertionError("not replayed")
+
+    plain.__signature__ = None  # type: ignore[attr-defined]
+    backend, cuda = types.SimpleNamespace(launcher=fake.launcher), fake.launcher.xp.cuda
+    here = cuda.runtime.getDevice, cuda.get_current_stream
+    find, changing = (lambda x, f: program), ("f",)
+    op = fake.launcher._module.replayed(plain, find, backend, fake.launcher, CupyArray, changing, [], *here)
+    assert op(F, f=0.5) == ()
+    assert fake.events() == fake.launch(shared_bytes=1234)
+    for x, f, error, words in (
+        (CupyArray(1, "f2"), 0.5, DtypeError, "x must be a GPU array of float32 or None; got .*of float16"),
+        (F, 1e39, ShapeError, r"f must fit float32; got 1e\+39"),
+        (F, "1", DtypeError, "f must be a number; got '1'"),
+        (F, F, DtypeError, "f must be a number"),
+    ):
+        with pytest.raises(error, match=r"^\[everything<float>\] " + words):
+            op(x, f=f)
+    with pytest.raises(AssertionError, match="not replayed"):
+        op(F, f=0.5, extra=[])
+    assert fake.events() == []
 
 
 def test_each_instantiation_is_itself(fake: Recorded) -> None:
@@ -467,6 +498,7 @@ def test_without_a_gpu_it_says_so(wheel: Path) -> None:
     code = f"""
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
+sys.path.append({str(ROOT)!r})  # benchmarks/; dlgpu is the wheel's
 import test_native_launcher as t
 from dlgpu import backends
 from dlgpu.backends.launchers.native import NativeLauncher

@@ -136,6 +136,8 @@ class Ours:
 class _Log:
     """A launcher that notes what it passes on."""
 
+    null = None  # as `launch` takes it
+
     def __init__(self, launcher: Any) -> None:
         self._launcher = launcher
         self.lines: list[str] = []

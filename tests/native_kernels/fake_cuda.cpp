@@ -3,6 +3,9 @@
 // errors through ctypes; what is to be timed is not recorded.
 #include <cuda_runtime_api.h>
 
+#include <chrono>
+#include <mutex>
+#include <thread>
 #include <utility>
 
 #include "everything.cuh"
@@ -10,6 +13,7 @@
 namespace {
 
 std::string events;
+std::mutex writing;  // launches come from several threads
 cudaError_t next_error = cudaSuccess;  // of the next launch
 bool recording = true;
 
@@ -47,12 +51,14 @@ std::string text(const void* handle) { return std::to_string(reinterpret_cast<si
 }  // namespace
 
 void record(const std::string& event) {
+  const std::lock_guard lock(writing);
   if (recording) events += event + "\n";
 }
 
 extern "C" {
 
 __attribute__((visibility("default"))) const char* fake_events() {
+  const std::lock_guard lock(writing);
   static std::string result;
   result.swap(events);
   events.clear();
@@ -62,7 +68,9 @@ __attribute__((visibility("default"))) void fake_recording(int wanted) { recordi
 __attribute__((visibility("default"))) void fake_error(int error) { next_error = cudaError_t(error); }
 
 cudaError_t cudaSetDevice(int device) {
-  if (recording) record("device " + std::to_string(device));
+  if (!recording) return cudaSuccess;
+  record("device " + std::to_string(device));
+  std::this_thread::sleep_for(std::chrono::microseconds(20));  // so that another thread has its turn
   return cudaSuccess;
 }
 

@@ -24,7 +24,11 @@ TURNED = 64  # rows and columns of the tile of kernels/movement.cuh that a block
 
 
 class Launcher(Protocol):
-    """Runs a kernel by name. `args` are arrays (or None), scalars and packed structs, in the kernel's order."""
+    """Runs a kernel by name. `args` are arrays (or None), scalars and packed structs, in the kernel's order.
+
+    One that can replay programs faster than Python also has `replayed(op)`: it makes of a `programs.Replayed` what is
+    called in its place.
+    """
 
     @property
     def xp(self) -> Any:

@@ -74,8 +74,7 @@ class NativeLauncher(GpuLauncher):
             BackendUnavailable: no GPU, or not one that the module was built for.
             RuntimeError: CUDA refuses the launch.
         """
-        function = self._kernel(kernel)
-        cuda = self.xp.cuda
+        function, cuda = self._kernel(kernel), self.xp.cuda
         stream = cuda.get_current_stream().ptr
         function.launch(grid, block, args, shared_bytes, cuda.runtime.getDevice(), stream)
 
@@ -89,12 +88,8 @@ class NativeLauncher(GpuLauncher):
 
         def find(*args: Any, **options: Any) -> Any:
             program = op.find(args, options)[0]
-            chosen = None if program is None else program.chosen
-            return (
-                None
-                if chosen is None
-                else self._module.Program(map(self._step, chosen.steps), chosen.last, chosen.results)
-            )
+            chosen = program and program.chosen
+            return chosen and self._module.Program(map(self._step, chosen.steps), chosen.last, chosen.results)
 
         cuda, settings = self.xp.cuda, [precision.CURRENT, tuning.CURRENT]
         here = cuda.runtime.getDevice, cuda.get_current_stream
@@ -111,6 +106,6 @@ class NativeLauncher(GpuLauncher):
         return step.make, kernel, plan.grid, plan.block, plan.shared_bytes, same, missing, step.done
 
     def _kernel(self, name: str) -> Any:
-        return self._kernels.get(name) or self._kernels.setdefault(
-            name, self._module.Kernel(name, sources.parameters(name))
-        )
+        if name not in self._kernels:
+            self._kernels[name] = self._module.Kernel(name, sources.parameters(name))
+        return self._kernels[name]
