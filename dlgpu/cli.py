@@ -436,7 +436,10 @@ def picture(kind: str, run: Path, which: str, first: int, count: int, output: Pa
             judgement = insight.judge(model, config.evaluation_batches(test), len(config.classes))
             viz.confusion(judgement.matrix, config.classes, path, title)
         elif kind == "activations":
-            viz.activations(images[0], insight.activations(model, prepared[0]), path, title)
+            maps = insight.activations(model, prepared[0])
+            if not maps:
+                raise ShapeError(f"[viz] activations need a layer that answers with maps; got {config.model}")
+            viz.activations(images[0], maps, path, title)
         else:
             _check_one_class("viz saliency", config)
             names = [config.classes[label] for label in rows.labels]

@@ -35,20 +35,20 @@ def vgg(widths: list[int], classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(channels * side * side, classes))
 
 
-def fashion(train: bool) -> Dataset:
+def fashion(train: bool, few: slice) -> Dataset:
     """Fashion-MNIST in CIFAR's shape."""
-    grey = data.fashion_mnist(train=train)
+    grey = data.fashion_mnist(train=train).subset(few)
     scaled = data.Resize(SIZE)(grey.images.astype(np.float32), np.random.default_rng(0))
     images = np.repeat(scaled.round().astype(np.uint8), 3, axis=1)
     return Dataset(images, grey.labels, grey.classes, "Fashion-MNIST at 32 x 32")
 
 
-def digits(train: bool) -> Dataset:
+def digits(train: bool, few: slice) -> Dataset:
     """MNIST in CIFAR's shape: a colour for the ink and one for the ground of each picture."""
-    grey, rng = data.mnist(train=train), np.random.default_rng(train)
-    ink = np.pad(grey.images, [(0, 0), (0, 0), (2, 2), (2, 2)]).astype(np.float32) / 255
-    colours, grounds = rng.integers(0, 256, (2, len(grey), 3, 1, 1)).astype(np.float32)
-    images = (ink * colours + (1 - ink) * grounds).round().astype(np.uint8)
+    grey, rng = data.mnist(train=train).subset(few), np.random.default_rng(train)
+    ink = np.pad(grey.images, [(0, 0), (0, 0), (2, 2), (2, 2)]).astype(np.uint16)
+    colours, grounds = rng.integers(0, 256, (2, len(grey), 3, 1, 1), np.uint16)
+    images = ((ink * colours + (255 - ink) * grounds) // 255).astype(np.uint8)
     return Dataset(images, grey.labels, grey.classes, "coloured digits")
 
 
@@ -59,7 +59,7 @@ class Progress(Callback):
         print("epoch {epoch}: test accuracy {test_accuracy:.2%}, {seconds:.0f} s".format(**row), flush=True)
 
 
-SOURCES = {"cifar10": lambda train: data.cifar10(train=train), "fashion": fashion, "digits": digits}
+SOURCES = {"cifar10": lambda train, few: data.cifar10(train=train).subset(few), "fashion": fashion, "digits": digits}
 
 
 def main() -> None:
@@ -75,7 +75,7 @@ def main() -> None:
         parser.error(f"there must be 1 to 5 widths, 32 pixels halve five times; got {len(options.widths)}")
     few = slice(options.images)
     try:
-        train, test = (SOURCES[options.data](half).subset(few) for half in (True, False))
+        train, test = (SOURCES[options.data](half, few) for half in (True, False))
     except DataError as error:
         parser.error(f"{error}\nWithout these files: --data digits")
 

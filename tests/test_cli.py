@@ -200,6 +200,12 @@ def test_viz_draws(cli: Cli, tmp_path: Path, kind: str) -> None:
         assert "--image must be in 0..99" in failed(cli("viz", kind, run, "--image", 100))
 
 
+def test_activations_need_maps(cli: Cli, run_folder: Path) -> None:
+    message = "[viz] activations need a layer that answers with maps; got mlp"
+    assert failed(cli("viz", "activations", run_folder)) == message
+    assert not (run_folder / "activations.png").exists()
+
+
 def test_report_is_one_page_with_everything(cli: Cli, run_folder: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

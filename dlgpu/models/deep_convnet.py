@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlgpu import nn
-from dlgpu.nn.module import check_positive
+from dlgpu.models.parts import check_sizes
 
 
 def deep_convnet(num_classes: int = 10, in_channels: int = 1, image_size: int = 28) -> nn.Sequential:
@@ -13,9 +13,8 @@ def deep_convnet(num_classes: int = 10, in_channels: int = 1, image_size: int = 
 
     The fourth convolution pads by 2, so that 28x28 shrinks 28 - 14 - 8 - 4. Trained with Adam it passes 99 % on MNIST.
     """
-    check_positive("deep_convnet", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    check_sizes("deep_convnet", num_classes, in_channels, image_size, smallest=4)
     final = ((image_size // 2) // 2 + 1) // 2
-    check_positive("deep_convnet (image_size too small)", final_size=final)
     layers: list[nn.Module] = []
     channels = in_channels
     for width in (16, 32, 64):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from dlgpu import nn
-from dlgpu.nn.module import check_positive
+from dlgpu.models.parts import check_sizes
 
 
 def simple_convnet(
@@ -17,9 +17,8 @@ def simple_convnet(
     standard deviation, biases zero. Trained for 20 epochs of MNIST with Adam (1e-3, batch 100) it reads about 98.7 %
     of the test digits.
     """
-    check_positive("simple_convnet", num_classes=num_classes, in_channels=in_channels, image_size=image_size)
+    check_sizes("simple_convnet", num_classes, in_channels, image_size, smallest=6)
     pooled = (image_size - 4) // 2
-    check_positive("simple_convnet (image_size too small)", pooled_size=pooled)
     net = nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(in_channels, 30, 5),
