@@ -94,9 +94,9 @@ struct Stores {
   unsigned group = 0;
   std::vector<unsigned> open;  // groups that still read
 };
-std::map<unsigned, Stores> stores;  // by thread
+std::map<unsigned, Stores> stores;      // by thread
 std::map<const void*, unsigned> named;  // barrier -> threads that arrived
-std::map<unsigned, unsigned> fences;  // thread -> async fences
+std::map<unsigned, unsigned> fences;    // thread -> async fences
 struct Cluster {
   unsigned arrived = 0, meetings = 0;           // at its barrier; how often they have met
   std::map<const void*, unsigned> initialised;  // barrier -> meetings before its mbarrier.init
@@ -306,14 +306,21 @@ void check_operand(unsigned long long descriptor, bool deep, int rows, const voi
 
 // One block's part of a load.
 void deliver(const Map& m, char* to, void* barrier, const int* at, const unsigned short* moves, const void* pc) {
-  if (auto before = landings.find(to); before != landings.end()) {
-    const Known &readers = before->second.readers, &mine = known[self->id];
+  const Known& mine = known[self->id];
+  for (auto before = landings.begin(); before != landings.end();) {
+    const Landing& l = before->second;
+    if (l.to >= to + box_bytes(m) || to >= l.to + l.bytes) {
+      ++before;
+      continue;
+    }
+    const Known& readers = l.readers;
     if (std::all_of(std::begin(readers.products), std::end(readers.products), [](unsigned n) { return !n; }))
       fail("a TMA load (" + code_position(pc) + ") over one that nobody has read");
     for (unsigned warp = 0; warp < std::size(readers.products); ++warp)
       if (readers.products[warp] > mine.products[warp])
         fail("a TMA load (" + code_position(pc) + ") into what a wgmma may still read: no wait for its warp, thread " +
              describe(threads[32 * warp].index) + " of block " + describe(block_index[threads[32 * warp].block]));
+    before = landings.erase(before);
   }
   landings[to] = {to, box_bytes(m), barrier, ended[barrier].phases, {}};
   memset(to, 0xFF, box_bytes(m));
