@@ -15,6 +15,7 @@ from test_kernels import DTYPES, LAYOUTS, check, kernels, values
 from dlgpu import memory_format
 from dlgpu.backends import reference, tuning
 from dlgpu.backends.contract import SAVES_INPUT, SAVES_OUTPUT
+from dlgpu.backends.kernels.ops import KernelOps
 from dlgpu.errors import BackendUnavailable, DtypeError, ShapeError
 
 __all__ = ["kernels"]  # the fixture
@@ -482,3 +483,15 @@ def test_errors_are_the_references(kernels: Any) -> None:
             ops.dropout(x, p=2, seed=0, offset=0)
         with pytest.raises(ShapeError, match=r"\[local_response_norm\] size must be"):
             ops.local_response_norm(x, size=0)
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
+def test_batch_norm_grad_of_nothing_is_zero(
+    kernels: Any, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernels write them: memory that held something else before must not shine through."""
+    ops = KernelOps(kernels.backend.launcher)
+    x, v = ops.xp.zeros(shape, np.float32), ops.xp.ones(3, np.float32)
+    monkeypatch.setattr(ops.xp, "empty", lambda shape, dtype: ops.xp.full(shape, np.nan, dtype))
+    for gradient in ops.batch_norm_grad(x, x, v, v, v)[1:]:
+        assert gradient.tolist() == [0, 0, 0]
