@@ -165,8 +165,8 @@ def test_several_launches_in_order_on_one_stream(native: Recorded) -> None:
     x, v = array(2, 64, 9, 9), array(64)
     native.launcher.stream.ptr = 0x77
     launched = native.replayed(lambda: native.ops.batch_norm_train(x, v, v, v, v))
-    names = [event[0] for event in launched if isinstance(event, tuple)]
-    assert names == ["dl::batch_norm_moments<float>", "dl::batch_norm_statistics", "dl::batch_norm_apply<float>"]
+    names = [event[0].split("<")[0] for event in launched if isinstance(event, tuple)]
+    assert names == ["dl::batch_norm_moments", "dl::batch_norm_statistics", "dl::batch_norm_apply"]
     assert all(event.endswith(f" {0x77}") for event in launched if isinstance(event, str))
     native.launcher.stream.ptr = 0x88  # the stream is that of the moment
     again = native.launches(lambda: native.ops.batch_norm_train(x, v, v, v, v))
@@ -309,7 +309,7 @@ def test_a_launcher_in_its_place_is_used(native: Recorded) -> None:
     x = array(2, 32)
     native.ops.softmax(x)
     ours = Ours(native.ops, native.clock)
-    assert [line.split(" on ")[0] for line in ours.launches(lambda: native.ops.softmax(x))] == ["softmax<float, false>"]
+    assert [line.split("<")[0] for line in ours.launches(lambda: native.ops.softmax(x))] == ["softmax"]
     native.replayed(lambda: native.ops.softmax(x))
 
 
@@ -330,9 +330,7 @@ def test_errors_of_cuda(native: Recorded) -> None:
     x = array(2, 32)
     native.ops.softmax(x)
     native.library.fake_error(9)
-    with pytest.raises(
-        RuntimeError, match=r"^\[dl::softmax<float, false>\] CUDA must accept the launch; got cudaErrorFake"
-    ):
+    with pytest.raises(RuntimeError, match=r"^\[dl::softmax<.*>\] CUDA must accept the launch; got cudaErrorFake"):
         native.ops.softmax(x)
     native.events()
     native.replayed(lambda: native.ops.softmax(x))
