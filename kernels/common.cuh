@@ -43,4 +43,19 @@ __device__ inline int thread_index_x() {
 #endif
 }
 
+// The same value, which the compiler then holds in a register: it would compute what is cheap anew in every round of a loop.
+__device__ inline int kept(int x) {
+#ifndef DL_HOST
+  asm volatile("" : "+r"(x));
+#endif
+  return x;
+}
+template <typename T>
+__device__ inline T* kept(T* p) {
+#ifndef DL_HOST
+  asm volatile("" : "+l"(p));
+#endif
+  return p;
+}
+
 }  // namespace dl

@@ -12,6 +12,13 @@ __device__ Windows<T> forward_windows(const T* x, const Conv2d& g, int group, bo
           -g.pad_top, -g.pad_left, g.dilation_h, g.dilation_w, pooled};
 }
 
+// The same, its positions along the depth: `by` of them are passed at a time.
+template <typename T>
+__device__ WindowColumns<T> forward_columns(const T* x, const Conv2d& g, int group, int by) {
+  const Windows<T> windows = forward_windows(x, g, group, false);
+  return {windows, WindowColumns<T>::step_of(windows, by)};
+}
+
 // Taps of a phase along each axis; where one has none, the product has no depth.
 struct Taps {
   int R, S;

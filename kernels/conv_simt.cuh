@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(simt_threads(BM, BN), simt_blocks(BM, V))
   const Stretch part = stretch(ceil_div(depth, kSimtDepth), split, splits);
   const int end = min(depth, (part.first + part.count) * kSimtDepth);  // what lies beyond must not enter the row sums
   const Matrix<T, false> a = {dy, filters, end, g.K, group * filters};
-  const WindowColumns<T> b = {forward_windows(x, g, group, false)};
+  const WindowColumns<T> b = forward_columns(x, g, group, kSimtDepth);
   const int first = split * g.K + group * filters;  // row of the slabs
   float* const row_sums = bias_slabs != nullptr && blockIdx.x == 0 ? bias_slabs + first : nullptr;
   float sums[8][8] = {};

@@ -10,7 +10,7 @@ namespace dl {
 // y = relu(x * w + residual + bias), or its 2x2 maxima and their places: rows are output pixels, columns filters of a
 // group, the depth runs over (r, s, c). grid: (tiles of K/G, tiles of rows, G).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
     conv2d_tc(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ residual,
               const T* __restrict__ bias, T* __restrict__ y, unsigned char* __restrict__ argmax, Conv2d g, int relu) {
   using A = WindowRows<T>;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
 // meet the same taps), columns input channels of a group, the depth runs over (r, s, k).
 // grid: (tiles of C/G, tiles of the largest phase's pixels, G * stride_h * stride_w).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T, 900>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
     conv2d_grad_input_tc(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, Conv2d g) {
   using A = WindowRows<T>;
   using B = TurnedFilters<T>;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T, 900>())
 // `splits` parts. Writes slabs (splits, K, R, S, C/G), and, unless bias_slabs is null, the sums of dy (splits, K).
 // grid: (tiles of R*S*C/G, tiles of K/G, G * splits).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
     conv2d_grad_weight_tc(const T* __restrict__ dy, const T* __restrict__ x, float* __restrict__ slabs,
                           float* __restrict__ bias_slabs, Conv2d g, int splits) {
   using A = Matrix<T, false>;
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
   const int filters = g.K / g.G, weights = g.R * g.S * (g.C / g.G), depth = g.N * g.P * g.Q;
   const int first_m = blockIdx.y * BM, first_n = blockIdx.x * BN;
   const A a = {dy + group * filters, filters, depth, g.K};
-  const B b = {forward_windows(x, g, group, false)};
+  const B b = forward_columns(x, g, group, BK);
   const Stretch part = stretch(ceil_div(depth, BK), split, splits);
   const bool with_bias = bias_slabs != nullptr && blockIdx.x == 0;
   Tile tile;
@@ -113,8 +113,9 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
   for_each_sum(tile, first_m, first_n, [&](int m, int n, float sum) {
     if (m < filters && n < weights) slab[(long long)m * weights + n] = sum;
   });
-  const int row = first_m + threadIdx.x;
-  if (with_bias && threadIdx.x < BM && row < filters) bias_slabs[split * g.K + group * filters + row] = tile.row_sum;
+  if (with_bias) {
+    tile.add_up(reinterpret_cast<float*>(shared), first_m, filters, bias_slabs + split * g.K + group * filters);
+  }
 }
 
 }  // namespace dl

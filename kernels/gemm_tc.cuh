@@ -27,7 +27,7 @@ __device__ void for_each_sum(const Tile& tile, int first_m, int first_n, Store s
 // grid: (tiles of N, tiles of M, batches * splits). With several splits the sums go to `slabs` (splits, batches, M, N),
 // to be added up by `add_slabs`; with one they go through the epilogue into `out`.
 template <typename T, bool TransposeA, bool TransposeB, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
     gemm_tc(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c, const T* __restrict__ bias,
             T* __restrict__ out, float* __restrict__ slabs, Gemm g, float alpha, float beta, int relu, int batches,
             int splits, long long stride_a, long long stride_b, long long stride_o) {

@@ -7,8 +7,11 @@
 //   Row row(int i)             what is known of row i, computed once for the whole product
 //   Deep deep(int k)           the same of a place along the depth
 //   void next(Deep&, int by)   moves on, without divisions
+//   Deep beside(Deep)          the next place, where neighbours in memory are neighbours along the rows
 //   bool exists(Row, Deep)     whether there is an element; else it counts as zero
-//   const T* at(Row, Deep)     where it is, if it exists
+//   const T* data              where it is, if it exists: data[row.offset + offset(deep)]
+//   int offset(Deep)
+// A row past the last may have elements, of some other row: the product's row is not stored either.
 // A vector of elements along the fast axis may be read from one address if the extent of that axis (for a convolution:
 // the channels of a group) is a multiple of the vector, and the first address is aligned to it.
 //
@@ -24,23 +27,21 @@ template <typename T, bool DeepFast>
 struct Matrix {
   static constexpr bool kDeepFast = DeepFast;
   struct Row {
-    int offset, depth;  // depth 0: there is no such row
+    int offset;
   };
   struct Deep {
-    int offset, k;
+    int k;
   };
   const T* data;
   int rows, depth, ld;  // ld: elements between lines of the fast axis
   int first = 0;        // element of the array
 
-  __device__ Row row(int i) const { return i < rows ? Row{first + (DeepFast ? i * ld : i), depth} : Row{first, 0}; }
-  __device__ Deep deep(int k) const { return {k >= depth ? 0 : DeepFast ? k : k * ld, k}; }
-  __device__ void next(Deep& at, int by) const {
-    at.k += by;
-    at.offset += DeepFast ? by : by * ld;
-  }
-  __device__ bool exists(Row i, Deep k) const { return k.k < i.depth; }
-  __device__ const T* at(Row i, Deep k) const { return data + (i.offset + k.offset); }
+  __device__ Row row(int i) const { return {first + (i < rows ? i : 0) * (DeepFast ? ld : 1)}; }
+  __device__ Deep deep(int k) const { return {k}; }
+  __device__ void next(Deep& at, int by) const { at.k += by; }
+  __device__ Deep beside(Deep at) const { return {at.k + 1}; }
+  __device__ bool exists(Row, Deep k) const { return k.k < depth; }
+  __device__ int offset(Deep at) const { return at.k * (DeepFast ? 1 : ld); }
 };
 
 constexpr int kNowhere = 1 << 29;  // a coordinate outside of every image, whatever tap is added
@@ -50,7 +51,7 @@ constexpr int kNowhere = 1 << 29;  // a coordinate outside of every image, whate
 // With `pooled`, four consecutive positions are one 2x2 block of outputs, so that a product's rows come in pool windows.
 template <typename T>
 struct Windows {
-  const T* x;
+  const T* data;
   int H, W, pitch, C;
   int N, P, Q, R, S;
   int stride_h, stride_w, first_h, first_w, step_h, step_w;
@@ -58,11 +59,10 @@ struct Windows {
 
   struct Position {
     int offset, h, w;  // of tap (0, 0, 0)
-    int n, p, q;
   };
   struct Tap {
     int offset, h, w;  // from tap (0, 0, 0)
-    int s, c;
+    int c;
   };
 
   __device__ Position position(int i) const {
@@ -74,28 +74,17 @@ struct Windows {
     return position(row / P, row % P, i % Q);
   }
   __device__ Position position(int n, int p, int q) const {
-    if (n >= N) return {0, kNowhere, 0, n, p, q};
+    if (n >= N) return {0, kNowhere, 0};
     const int h = p * stride_h + first_h, w = q * stride_w + first_w;
-    return {((n * H + h) * W + w) * pitch, h, w, n, p, q};
+    return {((n * H + h) * W + w) * pitch, h, w};
   }
   __device__ Tap tap(int k) const {
     const int place = k / C;
     return tap(place / S, place % S, k % C);
   }
   __device__ Tap tap(int r, int s, int c) const {
-    if (r >= R) return {0, kNowhere, 0, s, c};
-    return {(r * step_h * W + s * step_w) * pitch + c, r * step_h, s * step_w, s, c};
-  }
-  __device__ void next(Position& at, int by) const {  // not for pooled positions
-    at.q += by;
-    while (at.q >= Q) {
-      at.q -= Q;
-      if (++at.p == P) {
-        at.p = 0;
-        ++at.n;
-      }
-    }
-    at = position(at.n, at.p, at.q);
+    if (r >= R) return {0, kNowhere, s * step_w, c};
+    return {(r * step_h * W + s * step_w) * pitch + c, r * step_h, s * step_w, c};
   }
   __device__ void next(Tap& at, int by) const {
     at.c += by;
@@ -104,8 +93,7 @@ struct Windows {
       at.c -= C;
       at.w += step_w;
       at.offset += step_w * pitch - C;
-      if (++at.s == S) {
-        at.s = 0;
+      if (at.w == S * step_w) {
         at.w = 0;
         at.h += step_h;
         at.offset += (step_h * W - S * step_w) * pitch;
@@ -113,40 +101,70 @@ struct Windows {
       }
     }
   }
-  __device__ bool exists(Position at, Tap tap) const {
-    return unsigned(at.h + tap.h) < unsigned(H) && unsigned(at.w + tap.w) < unsigned(W);
-  }
-  __device__ const T* at(Position at, Tap tap) const { return x + (at.offset + tap.offset); }
+  __device__ bool inside(int h, int w) const { return (unsigned(h) < unsigned(H)) & (unsigned(w) < unsigned(W)); }  // no branch
 };
 
 // Rows are positions, the depth runs over taps: the images of a forward convolution, the gradients of a backward one.
 template <typename T>
-struct WindowRows {
+struct WindowRows : Windows<T> {
   static constexpr bool kDeepFast = true;
   using Row = typename Windows<T>::Position;
   using Deep = typename Windows<T>::Tap;
-  Windows<T> windows;
 
-  __device__ Row row(int i) const { return windows.position(i); }
-  __device__ Deep deep(int k) const { return windows.tap(k); }
-  __device__ void next(Deep& k, int by) const { windows.next(k, by); }
-  __device__ bool exists(Row i, Deep k) const { return windows.exists(i, k); }
-  __device__ const T* at(Row i, Deep k) const { return windows.at(i, k); }
+  __device__ Row row(int i) const { return this->position(i); }
+  __device__ Deep deep(int k) const { return this->tap(k); }
+  __device__ bool exists(Row i, Deep k) const { return this->inside(i.h + k.h, i.w + k.w); }
+  __device__ int offset(Deep k) const { return k.offset; }
 };
 
 // Rows are taps, the depth runs over positions: the images of a weight gradient.
 template <typename T>
-struct WindowColumns {
+struct WindowColumns : Windows<T> {
   static constexpr bool kDeepFast = false;
   using Row = typename Windows<T>::Tap;
-  using Deep = typename Windows<T>::Position;
-  Windows<T> windows;
+  struct Deep {
+    int offset, h, w;  // as of a position
+    int left;          // positions from here on
+  };
+  // How far `next` goes, which is always as far, apart from what passes the ends of lines and images: in pixels along
+  // each axis, and in elements.
+  struct Step {
+    int h, w, offset;
+  };
+  Step step;
 
-  __device__ Row row(int i) const { return windows.tap(i); }
-  __device__ Deep deep(int k) const { return windows.position(k); }
-  __device__ void next(Deep& k, int by) const { windows.next(k, by); }
-  __device__ bool exists(Row i, Deep k) const { return windows.exists(k, i); }
-  __device__ const T* at(Row i, Deep k) const { return windows.at(k, i); }
+  __device__ Row row(int i) const { return this->tap(i); }
+  __device__ Deep deep(int k) const {
+    const auto at = this->position(k);
+    return {at.offset, at.h, at.w, this->N * this->P * this->Q - k};
+  }
+  static __device__ Step step_of(const Windows<T>& x, int by) {
+    const int images = by / (x.P * x.Q), h = by / x.Q % x.P * x.stride_h, w = by % x.Q * x.stride_w;
+    return {h, w, ((images * x.H + h) * x.W + w) * x.pitch};
+  }
+  __device__ void next(Deep& at, int by) const { at = on(at, step, by); }
+  __device__ Deep beside(Deep at) const { return on(at, {0, this->stride_w, this->stride_w * this->pitch}, 1); }
+  __device__ bool exists(Row i, Deep k) const { return (k.left > 0) & this->inside(i.h + k.h, i.w + k.w); }
+  __device__ int offset(Deep k) const { return k.offset; }
+
+  // `by` positions on. At most one line and one image are passed that are not in `far`.
+  __device__ Deep on(Deep at, Step far, int by) const {
+    const Windows<T>& x = *this;
+    at.left -= by;
+    at.offset += far.offset;
+    at.h += far.h;
+    at.w += far.w;
+    if (at.w >= x.first_w + x.Q * x.stride_w) {
+      at.w -= x.Q * x.stride_w;
+      at.h += x.stride_h;
+      at.offset += (x.stride_h * x.W - x.Q * x.stride_w) * x.pitch;
+    }
+    if (at.h >= x.first_h + x.P * x.stride_h) {
+      at.h -= x.P * x.stride_h;
+      at.offset += (x.H - x.P * x.stride_h) * x.W * x.pitch;
+    }
+    return at;
+  }
 };
 
 // Filters (K, R, S, C) for the gradient of the input: rows are input channels, the depth runs over (r, s, k), where the
@@ -155,18 +173,18 @@ template <typename T>
 struct TurnedFilters {
   static constexpr bool kDeepFast = false;
   struct Row {
-    int c, depth;  // depth 0: there is no such channel
+    int offset;
   };
   struct Deep {
     int offset, s, k;
     int all;  // the place along the depth
   };
-  const T* weight;
+  const T* data;
   int K, C, R, S, filter_width;  // R, S: taps of this phase
   int first_r, first_s, step_r, step_s;
   int filter;  // elements of one filter
 
-  __device__ Row row(int c) const { return {c, c < C ? R * S * K : 0}; }
+  __device__ Row row(int c) const { return {c < C ? c : 0}; }
   __device__ Deep deep(int i) const {
     if (i >= R * S * K) return {0, 0, 0, i};
     const int place = i / K, r = first_r + place / S * step_r, s = first_s + place % S * step_s;
@@ -185,8 +203,9 @@ struct TurnedFilters {
       }
     }
   }
-  __device__ bool exists(Row c, Deep d) const { return d.all < c.depth; }
-  __device__ const T* at(Row c, Deep d) const { return weight + (c.c + d.offset); }
+  __device__ Deep beside(Deep at) const { return {at.offset + filter, at.s, at.k + 1, at.all + 1}; }  // K is even
+  __device__ bool exists(Row, Deep d) const { return d.all < R * S * K; }
+  __device__ int offset(Deep at) const { return at.offset; }
 };
 
 // One axis of the gradient of the input, for the pixels at first, first + stride, ...: only every step-th tap reaches

@@ -68,10 +68,11 @@ struct Stage {
   __device__ void fetch(const Operand& operand, char* tile) {
 #pragma unroll
     for (int i = 0; i < kItems; ++i) {
+      const T* const from = operand.data + (rows[i].offset + operand.offset(deep));
       if constexpr (kAsync) {
-        cp_async16(tile + to + i * kStride * 4, operand.at(rows[i], deep), operand.exists(rows[i], deep));
+        cp_async16(tile + to + i * kStride * 4, from, operand.exists(rows[i], deep));
       } else {
-        load<V>(operand.at(rows[i], deep), operand.exists(rows[i], deep), values[i]);
+        load<V>(from, operand.exists(rows[i], deep), values[i]);
       }
     }
     operand.next(deep, kSimtDepth);

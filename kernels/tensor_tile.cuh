@@ -7,6 +7,7 @@
 #pragma once
 #include "arch.cuh"
 #include "operand.cuh"
+#include "vector.cuh"
 
 namespace dl {
 
@@ -14,15 +15,17 @@ constexpr int kStages = 3;
 constexpr int kTileBytes = 64;  // of one row along the depth
 constexpr int kThreads = 256;
 
-// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, where nothing spills for it, which is
-// from architecture `kFrom` on.
-template <typename T, int kFrom = 800>
+// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, and of small tiles three, where nothing
+// spills for it.
+template <typename T, int BM>
 __host__ __device__ constexpr int tensor_blocks() {
-  return sizeof(T) == 2 && DL_ARCH >= kFrom && DL_ARCH < 1000 ? 2 : 1;
+  return sizeof(T) == 4 || DL_ARCH < 800 || DL_ARCH >= 1000 ? 1 : BM == 64 ? 3 : 2;
 }
 
 // One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,
-// which fits operands of any extent.
+// which fits operands of any extent. A line of a tile is a row of the operand, or (else) a place of its depth. Its chunks
+// go to as many threads, which copy kTimes lines: rows far apart, of which each keeps what it knows, or neighbours in
+// depth, of which it keeps one and finds the next from it.
 template <typename T, int EDGE, bool kVector, typename Operand>
 struct Feeder {
   static constexpr int kChunk = 16 / sizeof(T);  // elements
@@ -30,53 +33,62 @@ struct Feeder {
   static constexpr bool kDeepFast = Operand::kDeepFast;
   static constexpr int kAcross = (kDeepFast ? BK : EDGE) / kChunk;  // chunks of a line
   static constexpr int kTimes = EDGE * BK / kChunk / kThreads;
-  static constexpr int kLines = kThreads / kAcross;  // lines copied at a time
-  static constexpr int kElements = EDGE * BK;
+  static constexpr int kApart = kDeepFast ? kThreads / kAcross : 1;  // lines of a thread
+  static constexpr int kLineBytes = kAcross * 16, kBytes = EDGE * kTileBytes;
   static_assert(kThreads % kAcross == 0 && kTimes > 0, "a thread keeps its place along the lines");
+  static_assert(kDeepFast ? kApart % 8 == 0 : kTimes <= 2, "a thread's lines may be counted on from its first one");
 
   const Operand& operand;
   typename Operand::Row rows[kDeepFast ? kTimes : 1];
-  typename Operand::Deep deeps[kDeepFast ? 1 : kTimes];
-  int first_row, first_deep;
+  const T* bases[kDeepFast ? kTimes : 1];  // of the rows: an address is then one instruction away
+  typename Operand::Deep first;  // in depth
+  int first_row, first_deep;     // of the tile
+  int to;                        // where in a tile this thread's first chunk goes, in bytes
 
   __device__ Feeder(const Operand& from, int row, int deep) : operand(from), first_row(row), first_deep(deep) {
+    to = kept(place(line(0), threadIdx.x % kAcross));
     if constexpr (kVector) {
-      const int line = threadIdx.x / kAcross, along = threadIdx.x % kAcross * kChunk;
-      if constexpr (kDeepFast) {
+      const int along = threadIdx.x % kAcross * kChunk;
 #pragma unroll
-        for (int t = 0; t < kTimes; ++t) rows[t] = operand.row(row + line + t * kLines);
-        deeps[0] = operand.deep(deep + along);
-      } else {
-        rows[0] = operand.row(row + along);
-#pragma unroll
-        for (int t = 0; t < kTimes; ++t) deeps[t] = operand.deep(deep + line + t * kLines);
+      for (int t = 0; t < (kDeepFast ? kTimes : 1); ++t) {
+        rows[t] = operand.row(row + (kDeepFast ? line(t) : along));
+        bases[t] = kept(operand.data + rows[t].offset);
       }
+      first = operand.deep(deep + (kDeepFast ? along : line(0)));
     }
   }
 
-  // Where a chunk of a line lies in a tile, in elements. Lines are rows of the operand, or (else) places of its depth.
-  static __device__ int place(int line, int chunk) {
-    const int turn = kDeepFast ? line / 2 % 4 : sizeof(T) == 2 ? line % 8 : line % 4 * 2;
-    return (line * kAcross + (chunk ^ turn)) * kChunk;
+  static __device__ int line(int t) { return threadIdx.x / kAcross * (kDeepFast ? 1 : kTimes) + t * kApart; }
+
+  // What the chunks of a line are exchanged by: chunk c lies at c ^ turn. Repeats after 8 lines.
+  static __device__ constexpr int turn(int line) {
+    return kDeepFast ? line / 2 % 4 : sizeof(T) == 2 ? line % 8 : line % 4 * 2;
   }
 
+  // Where a chunk of a line lies in a tile, in bytes.
+  static __device__ int place(int line, int chunk) { return line * kLineBytes + (chunk ^ turn(line)) * 16; }
+
+  // The same place `lines` further on, of a line that is a multiple of a power of two above `lines`: turns then add up.
+  static __device__ int further(int place, int lines) { return (place ^ turn(lines) * 16) + lines * kLineBytes; }
+
   // Starts copying the tile at hand.
-  __device__ void copy(T* tile) const {
+  __device__ void copy(char* tile) const {
+    auto deep = first;
 #pragma unroll
     for (int t = 0; t < kTimes; ++t) {
-      const int line = threadIdx.x / kAcross + t * kLines, chunk = threadIdx.x % kAcross;
-      T* const to = tile + place(line, chunk);
+      char* const chunk = tile + further(to, t * kApart);
       if constexpr (kVector) {
-        const auto& row = rows[kDeepFast ? t : 0];
-        const auto& deep = deeps[kDeepFast ? 0 : t];
-        cp_async16(to, operand.at(row, deep), operand.exists(row, deep));
+        const int row = kDeepFast ? t : 0;
+        if constexpr (!kDeepFast) deep = t == 0 ? first : operand.beside(deep);
+        cp_async16(chunk, bases[row] + operand.offset(deep), operand.exists(rows[row], deep));
       } else {
 #pragma unroll 1
         for (int e = 0; e < kChunk; ++e) {
-          const int along = chunk * kChunk + e;
-          const auto row = operand.row(first_row + (kDeepFast ? line : along));
-          const auto deep = operand.deep(first_deep + (kDeepFast ? along : line));
-          to[e] = operand.exists(row, deep) ? *operand.at(row, deep) : from_float<T>(0.0f);
+          const int along = threadIdx.x % kAcross * kChunk + e;
+          const auto row = operand.row(first_row + (kDeepFast ? line(t) : along));
+          const auto deep = operand.deep(first_deep + (kDeepFast ? along : line(t)));
+          const bool exists = operand.exists(row, deep);
+          reinterpret_cast<T*>(chunk)[e] = exists ? operand.data[row.offset + operand.offset(deep)] : from_float<T>(0.0f);
         }
       }
     }
@@ -84,10 +96,7 @@ struct Feeder {
 
   __device__ void next() {
     first_deep += BK;
-    if constexpr (kVector) {
-#pragma unroll
-      for (int t = 0; t < (kDeepFast ? 1 : kTimes); ++t) operand.next(deeps[t], BK);
-    }
+    if constexpr (kVector) operand.next(first, BK);
   }
 };
 
@@ -130,13 +139,13 @@ struct TensorTile {
   using FeedB = Feeder<T, BN, kVector, B>;
   static constexpr int kWarpsM = 2, kWarpsN = 4;
   static constexpr int kM = BM / kWarpsM / 16, kN = BN / kWarpsN / 8;
-  static constexpr int kStageElements = FeedA::kElements + FeedB::kElements;
-  static constexpr int kSharedElements = kStages * kStageElements;
+  static constexpr int kStageBytes = FeedA::kBytes + FeedB::kBytes;
+  static constexpr int kSharedElements = kStages * kStageBytes / sizeof(T);
   static_assert(kN % 2 == 0, "B's fragments are loaded for two blocks of columns at a time");
   float sums[kM][kN][4];
-  float row_sum = 0.0f;
+  float row_sums[2] = {};
   int warp_m, warp_n;    // first row and column of the warp's part
-  int first_a, first_b;  // where in a tile of A and of B this lane reads its share of the first fragment, in elements
+  int first_a, first_b;  // where in a tile of A and of B this lane reads its share of the first fragment, in bytes
 
   __device__ TensorTile() {
     const int lane = threadIdx.x % 32;
@@ -146,6 +155,8 @@ struct TensorTile {
                            : FeedA::place(lane % 8 + lane / 16 * 8, warp_m / 8 + lane / 8 % 2);
     first_b = B::kDeepFast ? FeedB::place(warp_n + lane % 8 + lane / 16 * 8, lane / 8 % 2)
                            : FeedB::place(lane % 16, warp_n / 8 + lane / 16);
+    first_a = kept(first_a);
+    first_b = kept(first_b);
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -156,14 +167,15 @@ struct TensorTile {
     }
   }
 
-  // Adds `steps` tiles of BK from `first_deep` on; where asked, also row threadIdx.x of A itself to `row_sum`.
-  __device__ void run(const A& a, const B& b, int first_m, int first_n, int first_deep, int steps, T* shared,
-                      bool with_row_sum = false) {
+  // Adds `steps` tiles of BK from `first_deep` on; where asked, also A's rows themselves, for `add_up`.
+  __device__ void run(const A& a, const B& b, int first_m, int first_n, int first_deep, int steps, T* tiles,
+                      bool with_row_sums = false) {
+    char* const shared = reinterpret_cast<char*>(tiles);
     FeedA feed_a(a, first_m, first_deep);
     FeedB feed_b(b, first_n, first_deep);
 #pragma unroll
     for (int stage = 0; stage < kStages - 1; ++stage) {
-      if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageElements);
+      if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageBytes);
       cp_async_commit();
     }
     int reads = 0, writes = kStages - 1;  // stages
@@ -171,36 +183,55 @@ struct TensorTile {
     for (int step = 0; step < steps; ++step) {
       cp_async_wait<kStages - 2>();
       __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
-      if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + writes * kStageElements);
+      if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + writes * kStageBytes);
       cp_async_commit();
-      const T* const tiles = shared + reads * kStageElements;
-      multiply_tiles(tiles, tiles + FeedA::kElements);
-      if (with_row_sum) row_sum += sum_of_row(tiles);
+      const char* const stage = shared + reads * kStageBytes;
+      multiply_tiles(stage, stage + FeedA::kBytes);
+      if (with_row_sums) add_rows(stage);
       writes = reads;  // what has been read is written next
       if (++reads == kStages) reads = 0;
     }
   }
 
-  __device__ void fetch(FeedA& feed_a, FeedB& feed_b, T* stage) const {
+  __device__ void fetch(FeedA& feed_a, FeedB& feed_b, char* stage) const {
     feed_a.copy(stage);
-    feed_b.copy(stage + FeedA::kElements);
+    feed_b.copy(stage + FeedA::kBytes);
     feed_a.next();
     feed_b.next();
   }
 
-  // Of row threadIdx.x of A's tile, for threads below BM.
-  __device__ float sum_of_row(const T* tile) const {
-    float sum = 0.0f;
-    if (threadIdx.x < BM) {
-      for (int k = 0; k < FeedA::BK; ++k) {
-        const int line = A::kDeepFast ? threadIdx.x : k, along = A::kDeepFast ? k : threadIdx.x;
-        sum += to_float(tile[FeedA::place(line, along / FeedA::kChunk) + along % FeedA::kChunk]);
-      }
+  // A's rows, where they lie along its tile's lines: a thread adds two neighbours over some of the depth.
+  static constexpr int kSharing = kThreads / (BM / 2);  // threads of the same rows
+  static constexpr int kShare = FeedA::BK / kSharing;   // of the depth, each
+  __device__ void add_rows(const char* tile) {
+    const int row = threadIdx.x % (BM / 2) * 2, line = threadIdx.x / (BM / 2) * kShare;
+    const int first = FeedA::place(line, row / FeedA::kChunk) + row % FeedA::kChunk * (int)sizeof(T);
+#pragma unroll
+    for (int k = 0; k < kShare; ++k) {
+      float pair[2];
+      load<2>(reinterpret_cast<const T*>(tile + FeedA::further(first, k)), true, pair);
+      row_sums[0] += pair[0];
+      row_sums[1] += pair[1];
     }
-    return sum;
   }
 
-  __device__ void multiply_tiles(const T* a_tile, const T* b_tile) {
+  // out[first_row + i] = the sum of row i, for rows below `rows`, the threads that share it in their order. All threads of
+  // the block; `scratch` is shared memory of 2 * kThreads.
+  __device__ void add_up(float* scratch, int first_row, int rows, float* out) const {
+    static_assert(!A::kDeepFast, "rows lie along the lines");
+    __syncthreads();  // the tiles have been read
+    for (int i = 0; i < 2; ++i) scratch[2 * threadIdx.x + i] = row_sums[i];
+    __syncthreads();
+    const int row = threadIdx.x;
+    if (row < BM && first_row + row < rows) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int i = 0; i < kSharing; ++i) sum += scratch[i * BM + row];
+      out[first_row + row] = sum;
+    }
+  }
+
+  __device__ void multiply_tiles(const char* a_tile, const char* b_tile) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {  // two chunks deep each: one mma
       unsigned a[kM][4], b[kN / 2][4];
@@ -219,14 +250,14 @@ struct TensorTile {
   // Where a lane reads of fragment `block` (16 rows each) in `half` the depth, `first` being its place in the first one.
   // Chunks are turned by their line modulo 8: 16 lines on the turn is the same, and two chunks on is an XOR.
   template <typename Feed>
-  static __device__ const T* place_in(const T* tile, int first, int block, int half) {
-    constexpr int kChunks = 2 * Feed::kChunk, kLines = 16 * Feed::kAcross * Feed::kChunk;
+  static __device__ const char* place_in(const char* tile, int first, int block, int half) {
+    constexpr int kTwoChunks = 2 * 16, kLines = 16 * Feed::kLineBytes;
     const int chunks = Feed::kDeepFast ? half : block, lines = Feed::kDeepFast ? block : half;
-    return tile + (first ^ chunks * kChunks) + lines * kLines;  // in this order: the last sum is in the instruction
+    return tile + (first ^ chunks * kTwoChunks) + lines * kLines;  // in this order: the last sum is in the instruction
   }
 
   // Rows 16 i .. 16 i + 15 of the warp's, in the order of mma: (rows 0-7, chunk 0), (8-15, 0), (0-7, 1), (8-15, 1).
-  __device__ void load_a(unsigned (&fragment)[4], const T* tile, int i, int half) const {
+  __device__ void load_a(unsigned (&fragment)[4], const char* tile, int i, int half) const {
     if constexpr (A::kDeepFast) {
       ldmatrix_x4(fragment, place_in<FeedA>(tile, first_a, i, half));
     } else if constexpr (sizeof(T) == 2) {
@@ -241,7 +272,7 @@ struct TensorTile {
   }
 
   // Columns 16 j .. 16 j + 15 of the warp's: (columns 0-7, chunk 0), (0-7, 1), (8-15, 0), (8-15, 1).
-  __device__ void load_b(unsigned (&fragment)[4], const T* tile, int j, int half) const {
+  __device__ void load_b(unsigned (&fragment)[4], const char* tile, int j, int half) const {
     if constexpr (B::kDeepFast) {
       ldmatrix_x4(fragment, place_in<FeedB>(tile, first_b, j, half));
     } else if constexpr (sizeof(T) == 2) {
@@ -257,8 +288,9 @@ struct TensorTile {
 
   // A float of a tile whose lines are places of the depth; ldmatrix cannot turn 32-bit elements.
   template <typename Feed>
-  static __device__ unsigned element(const T* tile, int row, int k) {
-    return __float_as_uint(to_float(tile[Feed::place(k, row / Feed::kChunk) + row % Feed::kChunk]));
+  static __device__ unsigned element(const char* tile, int row, int k) {
+    const char* const chunk = tile + Feed::place(k, row / Feed::kChunk);
+    return __float_as_uint(to_float(reinterpret_cast<const T*>(chunk)[row % Feed::kChunk]));
   }
 };
 

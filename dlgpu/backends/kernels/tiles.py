@@ -95,7 +95,7 @@ class Product:
         return (128, 64) if self.in_vectors else (64,)
 
     def resident(self, edge: int) -> int:
-        """Blocks of its kernel on one SM, as `__launch_bounds__` demands it (kernels/simt.cuh, tensor_tile.cuh)."""
+        """Blocks of its kernel on one SM, at least: see `__launch_bounds__` in kernels/simt.cuh, tensor_tile.cuh."""
         if not self.terms:
             return 2 if edge == 128 else 6 if self.in_vectors else 4
         return 2 if ITEMSIZE[self.dtype] == 2 else 1
