@@ -21,7 +21,7 @@ from dlgpu import checkpoint, models, nn, optim
 from dlgpu import functional as F
 from dlgpu.autograd import no_grad
 from dlgpu.data import DataLoader
-from dlgpu.errors import CheckpointError, ShapeError, TrainingError
+from dlgpu.errors import CheckpointError, TrainingError
 from dlgpu.nn import Module
 from dlgpu.nn.module import check_positive
 from dlgpu.run import check_finite
@@ -58,7 +58,7 @@ def train(
     Args:
         generator: noise (N, latent, 1, 1) to images (N, C, H, W) in -1..1.
         discriminator: such images to (N, 1) logits, positive for "real"; on the same device.
-        batches: real images in 0..1; labels are not looked at. Batches that are not full are best dropped.
+        batches: real images in 0..1; labels are not looked at.
         lr, betas: of both Adams.
         after_batch: called after each batch.
 
@@ -69,8 +69,7 @@ def train(
         ShapeError: fewer than one epoch, or settings that Adam does not take; at once.
         TrainingError: a loss is not finite.
     """
-    if epochs < 1:
-        raise ShapeError(f"[gan] epochs must be >= 1; got {epochs}")
+    check_positive("gan", epochs=epochs)
     makes, judges = (optim.Adam(net.parameters(), lr=lr, betas=betas) for net in (generator, discriminator))
 
     def update(images: np.ndarray) -> tuple[float, float]:

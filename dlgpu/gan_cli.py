@@ -12,6 +12,7 @@ from rich.progress import Progress
 
 from dlgpu.cli_parts import chosen_device, console, free_folder, terminate
 from dlgpu.errors import CheckpointError, ShapeError
+from dlgpu.nn.module import check_positive
 
 SHOWN = 64  # pictures after each epoch
 
@@ -73,14 +74,15 @@ def train(
     folder = folder or free_folder("dcgan")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise CheckpointError(f"[gan] --run must name a new or an empty folder; got {folder}")
+    check_positive("gan", batch_size=batch_size)
     device = chosen_device(device)
     images = data.load(dataset, train=True, root=data_root).subset(slice(limit))
-    size = images.image_size if image_size is None else image_size
+    own_size = images.image_size
+    size = own_size if image_size is None else image_size
     options = dict(image_size=size, in_channels=images.images.shape[1], latent=latent, width=width)
     dlgpu.manual_seed(seed)
     networks = adversarial.dcgan(**options, device=device)
-    scaled = data.Resize(size)
-    batches = data.DataLoader(images, batch_size, shuffle=True, seed=seed, transform=scaled, drop_last=True)
+    batches = data.DataLoader(images, batch_size, shuffle=True, seed=seed, transform=data.Resize(size))
     noise = adversarial.noise(networks[0], SHOWN)  # the same all the time, so that progress shows
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = progress.add_task("training", total=epochs * len(batches))
@@ -106,7 +108,7 @@ def train(
                 title = f"dcgan on {dataset}, epoch {epoch}"
                 viz.image_grid(adversarial.draw(networks[0], noise), folder / "samples.png", title=title)
     except KeyboardInterrupt as signalled:
-        console.print(f"\ninterrupted; kept in {folder}/: {len(history)} whole epochs")
+        console.print(f"\ninterrupted; kept in {folder}/: all up to epoch {len(history)}")
         sys.exit(128 + (signalled.args[0] if signalled.args else signal.SIGINT))
     console.print(f"\n{folder}/: gan.safetensors, metrics.jsonl, samples.png")
     console.print(f"more pictures: dlgpu gan sample {folder}")

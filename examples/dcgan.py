@@ -25,7 +25,7 @@ def main() -> None:
     generator, discriminator = gan.dcgan(28, 1, latent=64, width=options.width)
     noise = gan.noise(generator, 64)  # the same all the time, so that progress shows
     digits = data.mnist().subset(slice(options.images))
-    batches = data.DataLoader(digits, options.batch, shuffle=True, drop_last=True)
+    batches = data.DataLoader(digits, options.batch, shuffle=True)
     # the paper's lr of 2e-4 wants more epochs
     for row in gan.train(generator, discriminator, batches, options.epochs, lr=5e-4):
         losses = f"discriminator's loss {row['discriminator_loss']:.3f}, generator's {row['generator_loss']:.3f}"
