@@ -40,6 +40,7 @@ def cli() -> None:
     dlgpu predict runs/lenet5-1 a.png    what is in the picture?
     dlgpu report runs/lenet5-1       one page with all there is to see
     dlgpu models vgg16               the layer table of a network
+    dlgpu gan train                  two networks against each other: digits that nobody wrote
     dlgpu bench                      is every op right, and how fast is it here?
     """
 

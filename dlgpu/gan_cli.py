@@ -99,13 +99,15 @@ def train(
         with progress:
             console.print("epoch   discriminator loss  generator loss  seconds", style="bold")
             for row in rows:
-                epoch, judged, deceived, seconds = row.values()
-                console.print(f"{epoch:>5}   {judged:>18.4f}  {deceived:>14.4f}  {seconds:>7.2f}")
-                adversarial.save(folder, networks, options, epoch=epoch, **settings)
+                console.print(
+                    f"{row['epoch']:>5}   {row['discriminator_loss']:>18.4f}  {row['generator_loss']:>14.4f}  "
+                    f"{row['seconds']:>7.2f}"
+                )
+                adversarial.save(folder, networks, options, epoch=row["epoch"], **settings)
                 history.append(row)
                 with checkpoint.replacing(folder / "metrics.jsonl") as file:
                     file.writelines(json.dumps(row).encode() + b"\n" for row in history)
-                title = f"dcgan on {dataset}, epoch {epoch}"
+                title = f"dcgan on {dataset}, epoch {row['epoch']}"
                 viz.image_grid(adversarial.draw(networks[0], noise), folder / "samples.png", title=title)
     except KeyboardInterrupt as signalled:
         console.print(f"\ninterrupted; kept in {folder}/: all up to epoch {len(history)}")

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import signal
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -77,17 +79,39 @@ class Slope(nn.Module):
         return x.reshape(-1, 1) @ self.slope
 
 
-def test_one_step_by_hand() -> None:
-    """White pixels (1 in -1..1) against forgeries at `g`, told apart by `d * x`; Adam's first step is lr * sign."""
-    white = data.Dataset(np.full((5, 1, 1, 1), 255, np.uint8), np.zeros(5, np.int64), ("x",), "white")
-    g, d, lr = 0.25, 0.5, 0.125
+def adam(lr: float) -> Callable[[float], float]:
+    """The steps of one number's Adam with betas (0.5, 0.999), from its gradients."""
+    moments = np.zeros(2)
+    count = 0
+
+    def step(gradient: float) -> float:
+        nonlocal count
+        count += 1
+        moments[:] = 0.5 * moments[0] + 0.5 * gradient, 0.999 * moments[1] + 0.001 * gradient**2
+        return -lr * moments[0] / (1 - 0.5**count) / (math.sqrt(moments[1] / (1 - 0.999**count)) + 1e-8)
+
+    return step
+
+
+def test_steps_by_hand() -> None:
+    """Grey pixels against forgeries that are all `g`, told apart by the logits `d * x`: each a network of one number.
+
+    Losses are -log sigmoid(d x) - log(1 - sigmoid(d g)), then -log sigmoid(d g) by the new d.
+    """
+    grey = data.Dataset(np.full((5, 1, 1, 1), 204, np.uint8), np.zeros(5, np.int64), ("x",), "grey")
+    x, g, d, lr = 2 * 204 / 255 - 1, 0.25, 0.5, 0.125
     generator, discriminator = Shift(g), Slope(d)
-    (row,) = gan.train(generator, discriminator, DataLoader(white, 5), 1, lr=lr)
-    # -log sigmoid(d) - log(1 - sigmoid(d g)); its slope in d is negative, so d grows, and g is judged by the new d
-    assert row["discriminator_loss"] == pytest.approx(np.log1p(np.exp(-d)) + np.log1p(np.exp(d * g)), rel=1e-6)
-    assert discriminator.slope.numpy().item() == pytest.approx(d + lr, rel=1e-6)
-    assert row["generator_loss"] == pytest.approx(np.log1p(np.exp(-(d + lr) * g)), rel=1e-6)
-    assert generator.shift.numpy().item() == pytest.approx(g + lr, rel=1e-6)  # towards "real"
+    sigmoid, make, judge = (lambda z: 1 / (1 + math.exp(-z))), adam(lr), adam(lr)
+    for row in gan.train(generator, discriminator, DataLoader(grey, 5), 4, lr=lr):
+        judged = -math.log(sigmoid(d * x)) - math.log(1 - sigmoid(d * g))
+        d += judge(-x * sigmoid(-d * x) + g * sigmoid(d * g))
+        deceived = -math.log(sigmoid(d * g))
+        g += make(-d * sigmoid(-d * g))
+        # five images' rounding, a few units of 2**-24 each, in four steps of lr
+        assert row["discriminator_loss"] == pytest.approx(judged, rel=1e-5)
+        assert row["generator_loss"] == pytest.approx(deceived, rel=1e-5)
+        assert discriminator.slope.numpy().item() == pytest.approx(d, rel=1e-5)
+        assert generator.shift.numpy().item() == pytest.approx(g, rel=1e-5)
 
 
 def test_a_picture_depends_on_its_noise_alone() -> None:
