@@ -15,20 +15,18 @@ from typing import Any, NoReturn
 
 import click
 import numpy as np
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 import dlgpu
 from dlgpu import backends, insight, models, nn, optim
 from dlgpu.backends.precision import PRECISIONS
+from dlgpu.cli_parts import chosen_device, console, free_folder, terminate
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
+from dlgpu.gan_cli import gan
 from dlgpu.kernels_cli import kernels
 from dlgpu.run import AUGMENTATIONS, Config, Run, first_filters, load_model, read_config
 from dlgpu.train import Callback, Row, Trainer
-
-# Lines are never broken; tables fit the terminal, or a wide page where there is none.
-console = Console(highlight=False, markup=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -42,11 +40,13 @@ def cli() -> None:
     dlgpu predict runs/lenet5-1 a.png    what is in the picture?
     dlgpu report runs/lenet5-1       one page with all there is to see
     dlgpu models vgg16               the layer table of a network
+    dlgpu gan train                  two networks against each other: digits that nobody wrote
     dlgpu bench                      is every op right, and how fast is it here?
     """
 
 
 cli.add_command(kernels)
+cli.add_command(gan)
 
 MODEL_OPTION = click.option(
     "--model-option", "model_options", multiple=True, metavar="KEY=VALUE", help="of the network: width_mult=0.25, ..."
@@ -131,10 +131,10 @@ def train(
         if freeze and not settings["start"]:
             raise ShapeError(f"[train] --freeze keeps trained weights: give them with --from; got --freeze {freeze}")
         settings["image_size"] = settings["image_size"] or 0
-        config = Config(model, augment=_names(augment), freeze=_names(freeze), device=_device(device), **settings)
+        config = Config(model, augment=_names(augment), freeze=_names(freeze), device=chosen_device(device), **settings)
         if folder is None and model not in models.MODELS:
             models.build(model)  # names the model's error, not the folder's
-        run = Run.create(folder or _free_folder(model), config)
+        run = Run.create(folder or free_folder(model), config)
     _fit(run)
 
 
@@ -155,20 +155,6 @@ def _flags(names: set[str]) -> str:
         "model_options": "--model-option",
     }
     return ", ".join(sorted(special.get(name, "--" + name.replace("_", "-")) for name in names))
-
-
-def _device(name: str) -> str:
-    if name != "auto":
-        backends.get(name)  # raises if it is unknown or missing
-        return name
-    return "cuda" if backends.available()["cuda"] == "ready" else "cpu"
-
-
-def _free_folder(name: str) -> Path:
-    number = 1
-    while (folder := Path("runs") / f"{name}-{number}").exists():
-        number += 1
-    return folder
 
 
 def _fit(run: Run) -> None:
@@ -550,14 +536,14 @@ def bench(
     from dlgpu.bench.command import choose
     from dlgpu.bench.run import RESULTS, Results, run
 
-    cases, settings = choose(ops, device=_device(device), small=tiny, **chosen)
+    cases, settings = choose(ops, device=chosen_device(device), small=tiny, **chosen)
     if only_list:
         for case in cases:
             console.print(f"{case.id:<60} {case.flops / 1e9:>10,.3f} GFLOP {case.bytes / 1e6:>10,.2f} MB")
         return
     if resume and output is None:
         raise ShapeError("[bench] --resume goes on with a folder; got no --output")
-    path = (output or _free_folder("bench")) / RESULTS
+    path = (output or free_folder("bench")) / RESULTS
     results = Results.read(path) if resume and path.exists() else Results(path)
 
     if device == "auto" and settings.device == "cpu":
@@ -574,7 +560,7 @@ def bench(
         for line in report.lines(row, report.ceilings(results)):
             console.print(report.line_of(report.cells(line)))
 
-    signal.signal(signal.SIGTERM, _terminate)
+    signal.signal(signal.SIGTERM, terminate)
     stopped = 0
     try:
         run(
@@ -599,10 +585,6 @@ def bench(
     for wrong in results.wrong:
         click.echo(wrong, err=True)
     sys.exit(1 if results.wrong else 0)
-
-
-def _terminate(number: int, frame: object) -> NoReturn:
-    raise KeyboardInterrupt(number)
 
 
 # --- entry --------------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ import functools
 import json
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -121,17 +121,15 @@ class Config:
         train, test = (data.load(self.dataset, train=half, root=self.data_root) for half in (True, False))
         if self.limit is not None:
             train, test = train.subset(slice(self.limit)), test.subset(slice(self.limit))
-        channels, height, width = train.images.shape[1:]
-        if height != width:
-            raise DataError(f"[run] images must be square; got {height} x {width} in {train.name}")
+        size = train.image_size
         self.check_labels(train)
         if not 0 <= self.validation < len(train):
             raise ShapeError(f"[run] validation must leave images to train on; got {self.validation} of {len(train)}")
         mean, std = train.mean_std()
         facts: dict[str, Any] = dict(
             classes=train.classes,
-            in_channels=channels,
-            image_size=self.image_size or height,
+            in_channels=train.images.shape[1],
+            image_size=self.image_size or size,
             mean=tuple(map(float, mean)),
             std=tuple(float(max(s, 1e-3)) for s in std),  # a constant channel must not be divided by zero
         )
@@ -362,12 +360,7 @@ class Run(Callback):
 
     def _save(self, name: str) -> None:
         arrays, rest = self.trainer.state_dict()
-        for key, array in arrays.items():  # a loss is looked at before its update, so the newest one may be the bad one
-            if not np.isfinite(array).all():
-                raise TrainingError(
-                    f"[run] weights must stay finite; got inf or NaN in {key}: try a smaller learning rate. "
-                    "The checkpoint before is kept"
-                )
+        check_finite(arrays)
         checkpoint.save(self.folder / f"{name}.safetensors", arrays, rest)
         self._saved = time.monotonic()
 
@@ -422,6 +415,19 @@ def first_filters(model: Module, config: Config) -> np.ndarray | None:
             pixels = (config.in_channels, config.image_size, config.image_size)
             return weights.reshape(-1, *pixels) if weights.shape[1] == int(np.prod(pixels)) else None
     return None
+
+
+def check_finite(arrays: Mapping[str, np.ndarray]) -> None:
+    """Of weights about to be saved; raises `TrainingError`.
+
+    A loss is looked at before its update, so the newest one may be the bad one.
+    """
+    for key, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise TrainingError(
+                f"[run] weights must stay finite; got inf or NaN in {key}: try a smaller learning rate. "
+                "The checkpoint before is kept"
+            )
 
 
 def _check_known(kind: str, name: str, known: Collection[str]) -> None:

@@ -337,7 +337,7 @@ def test_resume_wants_the_same_data(tmp_path: Path) -> None:
 
 
 def test_pictures_must_be_square(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^\[run\] images must be square; got 8 x 9"):
+    with pytest.raises(DataError, match=r"^\[Dataset\] images must be square; got 8 x 9"):
         Run.create(tmp_path / "run", Config("mlp", dataset=str(pictures(tmp_path / "pictures", (8, 9)))))
     assert not (tmp_path / "run").exists()
 

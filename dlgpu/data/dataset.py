@@ -47,6 +47,14 @@ class Dataset:
         """Whether each pixel has a label."""
         return self.labels.ndim == 3
 
+    @property
+    def image_size(self) -> int:
+        """Height and width of the images; raises DataError unless they are square."""
+        height, width = self.images.shape[2:]
+        if height != width:
+            raise DataError(f"[Dataset] images must be square; got {height} x {width} in {self.name}")
+        return height
+
     def __len__(self) -> int:
         return len(self.images)
 

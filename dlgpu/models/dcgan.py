@@ -8,7 +8,7 @@ ReLU and tanh in the one, leaky ReLU (0.2) in the other, weights from N(0, 0.02)
 
 32x32 has one doubling less, and 28x28 (MNIST) starts at 7x7 and doubles twice. `width` is the number of channels next
 to the image (128 in the paper); filters are 4x4, which a stride of 2 covers evenly. The discriminator is the mirror
-image. See examples/dcgan.py for how the two are trained (Adam, lr 2e-4, betas (0.5, 0.999), batch 128).
+image. `dlgpu.gan` trains the two (Adam, lr 2e-4, betas (0.5, 0.999), batch 128).
 """
 
 from __future__ import annotations
