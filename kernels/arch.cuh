@@ -27,7 +27,8 @@ __device__ inline void cp_async16(void* shared, const void* global, bool valid =
                "r"(valid ? 16 : 0)
                : "memory");
 #else
-  *static_cast<uint4*>(shared) = valid ? *static_cast<const uint4*>(global) : make_uint4(0, 0, 0, 0);
+  // __ldg: a pinned pointer (`kept`) no longer tells the compiler that it is global.
+  *static_cast<uint4*>(shared) = valid ? __ldg(static_cast<const uint4*>(global)) : make_uint4(0, 0, 0, 0);
 #endif
 }
 

@@ -51,7 +51,7 @@ BREAKS = [
     ("operand.cuh", "(k.left > 0) & ", "", "three_products", "asan"),
     ("operand.cuh", "      at.h += x.stride_h;\n", "", "three_products", "fast"),
     ("operand.cuh", "(x.H - x.P * x.stride_h)", "x.H", "three_products", "fast"),
-    ("operand.cuh", "if (at.h == R * step_h) at.h = kNowhere;", "", "padding_is_zero", "fast"),
+    ("operand.cuh", "if (at.h == R * step_h) at.h = kNowhere;", "", "past_the_last_tap", "fast"),
     ("operand.cuh", "(step_r * filter_width - S * step_s)", "(step_r - S * step_s)", "three_products", "fast"),
     ("epilogue.cuh", "beta * added[i]", "added[i]", "test_kernels_gemm", "fast"),
     (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_kernels import LAYOUTS, kernels, rounding, values  # noqa: F401  # a fixture
+from test_kernels import DTYPES, LAYOUTS, kernels, rounding, values  # noqa: F401  # a fixture
 
 from dlgpu import memory_format
 from dlgpu.backends import precision, reference
@@ -228,3 +228,13 @@ def test_random_geometry(kernels: Any, dtype: Any, data: st.DataObject) -> None:
         reference.conv2d_grad_weight(*wide(*a), weight_shape=w.shape, **how) for a in ((dy, x), (abs(dy), abs(x)))
     )
     check(kernels.conv2d_grad_weight(dy, x, weight_shape=w.shape, **fast), truth, size, dy.size // out, 0.0)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_lies_past_the_last_tap_is_not_read(kernels: Any, dtype: Any) -> None:  # noqa: F811
+    """Steps of the depth that end past it would meet the pixels below, and 0 * inf is NaN."""
+    channels = 40 if np.dtype(dtype).itemsize == 2 else 12  # more than one step, and not a whole number
+    x = values(60, (1, channels, 4, 4), dtype, "channels_last")
+    x[:, :, 3] = np.inf
+    y = kernels.conv2d(x, values(61, (8, channels, 1, 1), dtype), algorithm="implicit_gemm")
+    assert np.isfinite(y[:, :, :3]).all()
