@@ -12,7 +12,6 @@ import sys
 from collections import Counter
 
 from benchmarks import sass
-from dlgpu.backends.kernels.compile import compile_family
 from dlgpu.backends.kernels.sources import family_of
 
 # kernel, the instruction that does its arithmetic, architectures
@@ -34,17 +33,12 @@ def main(wanted: list[str]) -> None:
     """Print a table in Markdown."""
     print("| kernel | architecture | instructions | arithmetic | share | memory |")
     print("|---|---|---|---|---|---|")
-    code: dict[tuple[str, str], dict[str, list[str]]] = {}
     for kernel, unit, architectures in KERNELS:
         for arch in architectures:
             if wanted and arch not in wanted:
                 continue
-            family = family_of(kernel)
-            if (family, arch) not in code:
-                compiled = compile_family(family, arch)
-                lines = sass.functions(compiled.cubin)
-                code[family, arch] = {name: lines[mangled] for name, mangled in compiled.names.items()}
-            loop = [op.split(".")[0] for op in sass.main_loop(code[family, arch][kernel], unit)]
+            code = sass.machine_code(family_of(kernel), arch, [kernel])[kernel]
+            loop = [op.split(".")[0] for op in sass.main_loop(code, unit)]
             count = Counter(loop)
             memory = [f"{n} {op}" for op, n in sorted(count.items()) if op in MEMORY]
             cells = (f"`{kernel.removeprefix('dl::')}`", arch, len(loop), f"{count[unit]} {unit}")

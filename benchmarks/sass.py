@@ -7,7 +7,10 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from dlgpu.backends.kernels.compile import compile_family
 
 # A label, or an instruction after its address (in braces if it starts together with the next one).
 LINE = re.compile(r"\.(L_x_\d+:)|\s+/\*[0-9a-f]{4,}\*/\s+\{?\s*([^;]*?)\s*;")
@@ -20,6 +23,13 @@ def disassembler() -> str | None:
     folders = spec.submodule_search_locations if spec else None
     wheels = [path for folder in folders or () for path in sorted(Path(folder).glob("*/bin/nvdisasm"))]
     return found or next(map(str, wheels), None)
+
+
+def machine_code(family: str, arch: str, only: Sequence[str] = ()) -> dict[str, list[str]]:
+    """Instantiation -> its lines as `functions` has them, of a family or `only` some. Raises as the compiler does."""
+    compiled = compile_family(family, arch, only)
+    code = functions(compiled.cubin)
+    return {name: code[mangled] for name, mangled in compiled.names.items()}
 
 
 def functions(cubin: bytes) -> dict[str, list[str]]:

@@ -42,3 +42,5 @@ def test_unknown_names() -> None:
         compile_family("gem", "sm_90")
     with pytest.raises(UnknownName, match="Did you mean 'sm_90'"):
         compile_family("gemm", "sm90")
+    with pytest.raises(UnknownName, match=r"Did you mean 'dl::dropout<float>'"):
+        compile_family("dropout", "sm_90", ["dl::dropout<flot>"])

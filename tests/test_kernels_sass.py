@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 
 import pytest
 
 from benchmarks import sass
-from dlgpu.backends.kernels.compile import compile_family
+from dlgpu.backends.kernels.sources import families
 from dlgpu.errors import BackendUnavailable
 
 # One of each generation of instruction sets.
@@ -23,19 +24,18 @@ def arch(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-def code_of(family: str, arch: str) -> dict[str, list[str]]:
-    """Instantiation -> its code."""
+def code_of(family: str, arch: str, chosen: Callable[[str], bool]) -> dict[str, list[str]]:
+    """Instantiation -> its code, of those chosen."""
     try:
-        compiled = compile_family(family, arch)
+        return sass.machine_code(family, arch, [name for name in families()[family] if chosen(name)])
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    code = sass.functions(compiled.cubin)
-    return {name: code[mangled] for name, mangled in compiled.names.items()}
 
 
 @pytest.fixture(scope="module")
 def gemm(arch: str) -> dict[str, list[str]]:
-    return code_of("gemm", arch)
+    """The float32 products with vectors: two tiles, every transposition."""
+    return code_of("gemm", arch, lambda name: name.startswith("dl::gemm_simt<float") and name.endswith(" 4>"))
 
 
 def test_loops_are_found() -> None:
@@ -45,10 +45,9 @@ def test_loops_are_found() -> None:
 
 def test_float32_products_are_nearly_all_multiply_adds(arch: str, gemm: dict[str, list[str]]) -> None:
     """At least 85 % of the main loop is FFMA, fed by 128-bit loads from global and from shared memory alone."""
-    kernels = [name for name in gemm if name.startswith("dl::gemm_simt<float") and name.endswith(" 4>")]
-    assert len(kernels) == 8  # two tiles, every transposition
-    for name in kernels:
-        loop = sass.main_loop(gemm[name], "FFMA")
+    assert len(gemm) == 8
+    for name, code in gemm.items():
+        loop = sass.main_loop(code, "FFMA")
         count = Counter(loop)
         assert count["FFMA"] == 2 * 8 * 64, name  # two steps of the depth, 8 x 8 outputs
         assert count["FFMA"] >= 0.85 * len(loop), (name, count["FFMA"] / len(loop), count)
@@ -72,10 +71,9 @@ def test_cp_async_where_the_chip_has_it(arch: str, gemm: dict[str, list[str]]) -
 
 def test_half_products_are_tensor_cores_fed_by_ldmatrix_and_cp_async(arch: str) -> None:
     """Of memory, the main loop has ldmatrix and cp.async and nothing else (sm_75: loads and stores for cp.async)."""
-    code = code_of("gemm_tc", arch)
-    kernels = [name for name in code if name.startswith("dl::gemm_tc<__half") and name.endswith("true, 1>")]
-    assert len(kernels) == 6  # two tiles, three transpositions
-    for name in kernels:
+    code = code_of("gemm_tc", arch, lambda name: name.startswith("dl::gemm_tc<__half") and name.endswith("true, 1>"))
+    assert len(code) == 6  # two tiles, three transpositions
+    for name in code:
         edge = int(name.split(", ")[3])
         fragments = edge // 2 // 16, edge // 4 // 8  # of a warp's part: rows by columns
         chunks = 2 * edge * 64 // 16 // 256  # that a thread copies of both tiles
@@ -94,10 +92,9 @@ def test_half_products_are_tensor_cores_fed_by_ldmatrix_and_cp_async(arch: str) 
 @pytest.mark.parametrize("family", ["norm", "grad_bias"])
 def test_channel_kernels_move_16_bytes_at_once(arch: str, family: str) -> None:
     """The arrays of an instantiation with vectors go by 128 bits; what goes by 32 are numbers of channels."""
-    code = code_of(family, arch)
-    kernels = [name for name in code if name.endswith((" 4>", " 8>"))]
-    assert len(kernels) == {"norm": 21, "grad_bias": 3}[family]
-    for name in kernels:
+    code = code_of(family, arch, lambda name: name.endswith((" 4>", " 8>")))
+    assert len(code) == {"norm": 21, "grad_bias": 3}[family]
+    for name in code:
         access = {sass.opcode(line) for line in code[name] if "LDG" in line or "STG" in line}
         assert any(op.startswith("LDG") and ".128" in op for op in access), (name, access)
         assert not any(op.endswith((".U16", ".U8", ".64")) for op in access), (name, access)

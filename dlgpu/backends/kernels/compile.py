@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,11 +45,11 @@ class Compiled:
     warnings: str
 
 
-def compile_family(family: str, arch: str) -> Compiled:
-    """Compile every instantiation of a family for one of `ARCHITECTURES`.
+def compile_family(family: str, arch: str, only: Sequence[str] = ()) -> Compiled:
+    """Compile every instantiation of a family, or `only` these, for one of `ARCHITECTURES`.
 
     Raises:
-        UnknownName: no such family or architecture.
+        UnknownName: no such family, instantiation or architecture.
         BackendUnavailable: NVRTC or the CUDA headers are not installed.
         CompileError: the source does not compile.
     """
@@ -56,6 +57,10 @@ def compile_family(family: str, arch: str) -> Compiled:
         raise UnknownName("kernels", "family", family, families())
     if arch not in ARCHITECTURES:
         raise UnknownName("kernels", "architecture", arch, ARCHITECTURES)
+    wanted = only or families()[family]
+    for name in wanted:
+        if name not in families()[family]:
+            raise UnknownName("kernels", "kernel", name, families()[family])
     nvrtc = _nvrtc()
 
     def call(function: Any, *arguments: Any) -> Any:
@@ -67,7 +72,7 @@ def compile_family(family: str, arch: str) -> Compiled:
     source = (folder() / f"{family}.cu").read_bytes()
     program = call(nvrtc.nvrtcCreateProgram, source, f"{family}.cu".encode(), 0, [], [])
     try:
-        for name in families()[family]:
+        for name in wanted:
             call(nvrtc.nvrtcAddNameExpression, program, f"&{name}".encode())
         includes = [f"-I{folder()}", *(f"-I{path}" for path in cuda_headers("cuda_fp16.h", "nv/target"))]
         options = [f"-arch={arch}", "-std=c++17", "--ptxas-options=-v", *includes]
@@ -80,9 +85,7 @@ def compile_family(family: str, arch: str) -> Compiled:
             raise CompileError(f"[kernels] {family} must compile for {arch}; got: {complaint}")
         cubin = b" " * call(nvrtc.nvrtcGetCUBINSize, program)
         call(nvrtc.nvrtcGetCUBIN, program, cubin)
-        names = {
-            name: call(nvrtc.nvrtcGetLoweredName, program, f"&{name}".encode()).decode() for name in families()[family]
-        }
+        names = {name: call(nvrtc.nvrtcGetLoweredName, program, f"&{name}".encode()).decode() for name in wanted}
     finally:
         call(nvrtc.nvrtcDestroyProgram, program)
     return Compiled(cubin, names, _resources(text, cubin, names), "\n".join(re.findall(r".*warning.*", text)))
