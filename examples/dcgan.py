@@ -1,8 +1,8 @@
 """DCGAN on MNIST (Radford et al. 2016): `python examples/dcgan.py` writes dcgan.png.
 
 The generator turns noise into digits; the discriminator learns to tell them from real ones, the generator to deceive
-it. Neither is ever told what a digit is. (Measured: `--epochs 3` took seven minutes on two busy cores, and five minutes
-of processor time.) The loop is `dlgpu.gan.train`; `dlgpu gan train` does all of this from the command line.
+it. Neither is ever told what a digit is. (Measured: `--epochs 3` took eight minutes of processor time.) The loop is
+`dlgpu.gan.train`; `dlgpu gan train` does all of this from the command line.
 """
 
 import argparse
