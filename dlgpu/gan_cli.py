@@ -10,7 +10,8 @@ from pathlib import Path
 import click
 from rich.progress import Progress
 
-from dlgpu.cli_parts import chosen_device, console, free_folder, terminate
+from dlgpu import signals
+from dlgpu.cli_parts import chosen_device, console, free_folder
 from dlgpu.errors import CheckpointError, ShapeError
 from dlgpu.nn.module import check_positive
 
@@ -86,17 +87,23 @@ def train(
     noise = adversarial.noise(networks[0], SHOWN)  # the same all the time, so that progress shows
     progress = Progress(console=console, transient=True, disable=not console.is_terminal)
     task = progress.add_task("training", total=epochs * len(batches))
-    rows = adversarial.train(*networks, batches, epochs, lr=lr, after_batch=lambda: progress.advance(task))
+    stopped: list[str] = []  # by which signal
+
+    def after_batch() -> None:
+        progress.advance(task)
+        if stopped:
+            raise KeyboardInterrupt
+
+    rows = adversarial.train(*networks, batches, epochs, lr=lr, after_batch=after_batch)
 
     parameters = sum(p.size for network in networks for p in network.parameters())
     console.print(f"dcgan: {parameters:,} parameters, {dataset}: {len(images):,} images of {size} x {size}")
     console.print(f"adam lr {lr:g}, batch {batch_size}, {device}, seed {seed}\nwriting {folder}/\n")
     settings = dict(dataset=dataset, epochs=epochs, batch_size=batch_size, lr=lr, limit=limit, seed=seed, device=device)
     adversarial.save(folder, networks, options, epoch=0, **settings)  # a folder that cannot be written says so now
-    signal.signal(signal.SIGTERM, terminate)
     history = []
     try:
-        with progress:
+        with progress, signals.orderly(stopped.append):
             console.print("epoch   discriminator loss  generator loss  seconds", style="bold")
             for row in rows:
                 console.print(
@@ -109,9 +116,9 @@ def train(
                     file.writelines(json.dumps(row).encode() + b"\n" for row in history)
                 title = f"dcgan on {dataset}, epoch {row['epoch']}"
                 viz.image_grid(adversarial.draw(networks[0], noise), folder / "samples.png", title=title)
-    except KeyboardInterrupt as signalled:
+    except KeyboardInterrupt:
         console.print(f"\ninterrupted; kept in {folder}/: all up to epoch {len(history)}")
-        sys.exit(128 + (signalled.args[0] if signalled.args else signal.SIGINT))
+        sys.exit(128 + signal.Signals[stopped[0]])
     console.print(f"\n{folder}/: gan.safetensors, metrics.jsonl, samples.png")
     console.print(f"more pictures: dlgpu gan sample {folder}")
 

@@ -8,16 +8,13 @@ as one that was not.
 from __future__ import annotations
 
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
-from dlgpu import amp, data, random
+from dlgpu import amp, data, random, signals
 from dlgpu import functional as F
 from dlgpu.autograd import no_grad
 from dlgpu.backends.precision import PRECISIONS, use
@@ -157,7 +154,7 @@ class Trainer:
         if epochs < 1:
             raise ShapeError(f"[fit] epochs must be >= 1; got {epochs}")
         self._stop, self.stopped = False, None
-        with self._orderly_signals():
+        with signals.orderly(self.stop):
             self._call("on_train_begin")
             while self.epoch < epochs and not self._stop:
                 self._train_epoch()
@@ -302,25 +299,6 @@ class Trainer:
         self.history, self._seconds = list(rest["history"]), rest["seconds"]
         self._sums[:] = rest["sums"]
         random.set_state(*rest["random"])
-
-    @contextmanager
-    def _orderly_signals(self) -> Iterator[None]:
-        """Turn the first SIGINT or SIGTERM into `stop`. Only the main thread may handle signals."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def handle(number: int, frame: Any) -> None:
-            if self._stop and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.stop(signal.Signals(number).name)
-
-        before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def auxiliary_loss(loss: Loss, outputs: Tensor | tuple[Tensor, ...], labels: Any) -> Tensor:
