@@ -560,7 +560,8 @@ def bench(
         for line in report.lines(row, report.ceilings(results)):
             console.print(report.line_of(report.cells(line)))
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background job of a shell inherits it as ignored
+        signal.signal(number, terminate)
     stopped = 0
     try:
         run(

@@ -31,5 +31,5 @@ def free_folder(name: str) -> Path:
 
 
 def terminate(number: int, frame: object) -> NoReturn:
-    """A signal handler: SIGTERM ends a command as Ctrl-C does, with its number in the exception."""
+    """A signal handler: ends a command as Ctrl-C does, with the signal's number in the exception."""
     raise KeyboardInterrupt(number)
