@@ -21,7 +21,7 @@ from rich.table import Table
 import dlgpu
 from dlgpu import backends, insight, models, nn, optim
 from dlgpu.backends.precision import PRECISIONS
-from dlgpu.cli_parts import chosen_device, console, free_folder, terminate
+from dlgpu.cli_parts import chosen_device, console, free_folder
 from dlgpu.errors import BackendUnavailable, CheckpointError, DlgpuError, ShapeError
 from dlgpu.gan_cli import gan
 from dlgpu.kernels_cli import kernels
@@ -561,7 +561,7 @@ def bench(
             console.print(report.line_of(report.cells(line)))
 
     for number in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a background job of a shell inherits it as ignored
-        signal.signal(number, terminate)
+        signal.signal(number, _terminate)
     stopped = 0
     try:
         run(
@@ -586,6 +586,11 @@ def bench(
     for wrong in results.wrong:
         click.echo(wrong, err=True)
     sys.exit(1 if results.wrong else 0)
+
+
+def _terminate(number: int, frame: object) -> NoReturn:
+    """A signal handler: ends a command as Ctrl-C does, with the signal's number in the exception."""
+    raise KeyboardInterrupt(number)
 
 
 # --- entry --------------------------------------------------------------------------------------------------------

@@ -1,10 +1,9 @@
-"""What the commands of `dlgpu` share: the console, the device that is meant, a free folder, and SIGTERM."""
+"""What the commands of `dlgpu` share: the console, the device that is meant, and a free folder."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from rich.console import Console
 
@@ -28,8 +27,3 @@ def free_folder(name: str) -> Path:
     while (folder := Path("runs") / f"{name}-{number}").exists():
         number += 1
     return folder
-
-
-def terminate(number: int, frame: object) -> NoReturn:
-    """A signal handler: ends a command as Ctrl-C does, with the signal's number in the exception."""
-    raise KeyboardInterrupt(number)

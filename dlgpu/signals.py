@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop, not as an exception that may come up anywhere (and be swallowed there)."""
+"""Ctrl-C and SIGTERM as a wish to stop, also where a shell's background job inherited SIGINT as ignored."""
 
 from __future__ import annotations
 

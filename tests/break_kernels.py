@@ -6,14 +6,12 @@ hour; with names of files, only their rows are tried.
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
-from dlgpu.backends.launchers.host import own_process_environment
+from test_kernels_flavours import QUICK, kernel_tests
 
 ROOT = Path(__file__).parents[1]
 
@@ -241,13 +239,8 @@ def main() -> int:
 
 def run(checkout: Path, tests: str, flavour: str) -> bool:
     """Whether the kernel tests fail."""
-    files = sorted(map(str, checkout.glob("tests/test_kernels*.py")))
-    quick = "host and not large_tiles and not bank_conflicts and not are_clean"
-    selection = tests if "bank_conflicts" in tests else f"({tests}) and {quick}"
-    chosen = ["-n", "0", "-x", "-k", selection, "-p", "no:cacheprovider"]
-    environment = {**os.environ, **own_process_environment(flavour), "PYTHONPATH": str(checkout)}
-    command = [sys.executable, "-m", "pytest", *chosen, *files]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)
+    chosen = tests if "bank_conflicts" in tests else f"({tests}) and {QUICK}"
+    result = kernel_tests(flavour, chosen, checkout)
     # A broken kernel may also end the process by a signal; pytest's own codes above 1 are no verdict.
     if result.returncode > 1 or "does not compile" in result.stdout:
         raise SystemExit(f"the tests did not run: {result.stdout[-2000:]}{result.stderr[-500:]}")

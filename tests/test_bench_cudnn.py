@@ -13,7 +13,7 @@ import pytest
 from dlgpu.backends import reference
 from dlgpu.bench import check, contestants
 from dlgpu.bench.cases import Case, tiny
-from dlgpu.bench.cudnn_frontend import READS, Cudnn
+from dlgpu.bench.cudnn_frontend import READS, Cudnn, node
 from dlgpu.bench.measure import EventClock, WallClock
 from dlgpu.errors import BackendUnavailable
 
@@ -195,7 +195,7 @@ def test_the_real_package_takes_the_nodes(op: str) -> None:
         )
         for name in READS[op]
     }
-    result = Cudnn._node(None, conv, graph, tensors)  # type: ignore[arg-type]
+    result = node(conv, graph, tensors)
     out = shapes["x"] if op == "conv2d_grad_input" else shapes["w"] if op == "conv2d_grad_weight" else shapes["dy"]
     result.set_output(True).set_data_type(cudnn.data_type.FLOAT).set_dim(list(out)).set_stride([1, 1, 1, 1])
     graph.deselect_numeric_notes([cudnn.numerical_note.TENSOR_CORE, cudnn.numerical_note.DOWN_CONVERT_INPUTS])

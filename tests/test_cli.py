@@ -132,22 +132,26 @@ def test_resume_trains_on(cli: Cli, tmp_path: Path) -> None:
     assert outcome(tmp_path / "r") == outcome(tmp_path / "whole")
 
 
+def signalled(command: list[str], folder: Path, line: str, number: signal.Signals) -> tuple[int, str, str]:
+    """A process that gets a signal once it has printed a line that begins so: exit code, what came then, stderr."""
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=folder, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        for printed in process.stdout:
+            if printed.startswith(line):
+                process.send_signal(number)
+                break
+        rest, err = process.stdout.read(), process.stderr.read()
+    return process.returncode, rest, err
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_run_resumes_to_the_same_bits(tmp_path: Path, number: signal.Signals) -> None:
     config = Config("mlp", limit=300, epochs=5, batch_size=2, schedule="cosine")
     settings = ["--limit", "300", "--epochs", "5", "-b", "2", "--schedule", "cosine", "--run", "runs/a"]
-    pipe = subprocess.PIPE
-    arguments = [*COMMAND, "train", "mlp", *settings]
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("    1 "):
-                process.send_signal(number)
-                break
-        rest, err = process.stdout.read(), process.stderr.read()
-    assert process.returncode == 128 + number
-    assert err == ""
+    code, rest, err = signalled([*COMMAND, "train", "mlp", *settings], tmp_path, "    1 ", number)
+    assert (code, err) == (128 + number, "")
     hint = "interrupted; everything is saved. Go on with: dlgpu train --resume runs/a"
     assert rest.splitlines()[-1] == hint
     resumed = subprocess.run(

@@ -7,14 +7,13 @@ import json
 import math
 import re
 import signal
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_cli import COMMAND, Cli, cli, failed, succeeded  # noqa: F401
+from test_cli import COMMAND, Cli, cli, failed, signalled, succeeded  # noqa: F401
 from test_run import cached_mnist, metrics, pictures, quick_data, timeless  # noqa: F401  # an autouse fixture
 
 import dlgpu
@@ -269,17 +268,9 @@ def test_nothing_is_replaced(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted_training_keeps_whole_epochs(tmp_path: Path, number: signal.Signals) -> None:
-    arguments = [*COMMAND, *map(str, TINY), "-e", "100000", "--run", "r"]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            if line.startswith("    2 "):
-                process.send_signal(number)
-                break
-        rest, err = process.stdout.read(), process.stderr.read()
-    assert (process.returncode, err) == (128 + number, "")
+    command = [*COMMAND, *map(str, TINY), "-e", "100000", "--run", "r"]
+    code, rest, err = signalled(command, tmp_path, "    2 ", number)
+    assert (code, err) == (128 + number, "")
     last = re.fullmatch(r"interrupted; kept in r/: all up to epoch (\d+)", rest.splitlines()[-1])
     assert last is not None
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "r/metrics.jsonl").read_text().splitlines()]

@@ -17,7 +17,16 @@ import pytest
 from dlgpu.backends.launchers.host import check_requirements, own_process_environment
 from dlgpu.errors import BackendUnavailable
 
-TESTS = Path(__file__).parent
+ROOT = Path(__file__).parents[1]
+QUICK = "host and not large_tiles and not bank_conflicts and not are_clean and not (hopper and bfloat16)"
+
+
+def kernel_tests(flavour: str, chosen: str = QUICK, checkout: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The tests of the kernels of a checkout that `-k chosen` names, in a process for one flavour."""
+    files = sorted(map(str, checkout.glob("tests/test_kernels*.py")))
+    environment = {**os.environ, **own_process_environment(flavour), "PYTHONPATH": str(checkout)}
+    command = [sys.executable, "-m", "pytest", "-n", "0", "-x", "-k", chosen, "-p", "no:cacheprovider", *files]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, cwd=checkout, check=False)
 
 
 @pytest.mark.slow
@@ -27,18 +36,6 @@ def test_kernels_are_clean(flavour: str) -> None:
         check_requirements()
     except BackendUnavailable as error:
         pytest.skip(str(error))
-    files = sorted(map(str, TESTS.glob("test_kernels*.py")))
-    chosen = [
-        "-n",
-        "0",
-        "-x",
-        "-k",
-        "host and not large_tiles and not bank_conflicts and not are_clean and not (hopper and bfloat16)",
-        "-p",
-        "no:cacheprovider",
-    ]
-    environment = {**os.environ, **own_process_environment(flavour)}
-    command = [sys.executable, "-m", "pytest", *chosen, *files]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=TESTS.parent, check=False)
+    run = kernel_tests(flavour)
     assert run.returncode == 0, run.stdout[-3000:] + run.stderr[-1000:]
     assert " passed" in run.stdout  # else nothing was run

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import shutil
 import sys
 import threading
 import weakref
@@ -17,10 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 from test_contract import CALLS
-from test_native_launcher import once
+from test_native_launcher import once, recorder  # noqa: F401  # a fixture
 
 import dlgpu
-from benchmarks.native_stand_in import NativeStandIn, build, load, runtime
+from benchmarks.native_stand_in import NativeStandIn
 from dlgpu.backends import contract, precision, tuning
 from dlgpu.backends.kernels import KernelBackend, programs, sources
 from dlgpu.backends.kernels.autotune import Tuned
@@ -101,20 +100,10 @@ class Clock:
         return 1.0
 
 
-@pytest.fixture(scope="module")
-def module(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
-    pytest.importorskip("pybind11")
-    if not shutil.which("g++"):
-        pytest.skip("no g++")
-    flags = ("-fsanitize=undefined", "-fno-sanitize-recover")
-    path = once(tmp_path_factory, "native-recorder", lambda folder: build(folder, flags)) / "_native.so"
-    return load(path), runtime(path)
-
-
 @pytest.fixture
-def native(module: tuple[Any, Any]) -> Iterator[Recorded]:
-    yield Recorded(*module)
-    module[1].fake_error(0)
+def native(recorder: tuple[Any, Any]) -> Iterator[Recorded]:  # noqa: F811
+    yield Recorded(*recorder)
+    recorder[1].fake_error(0)
 
 
 def array(*shape: int, dtype: Any = np.float32) -> np.ndarray:

@@ -48,7 +48,7 @@ class Cudnn:
         xp = self.clock.cupy
         own = arranged(xp, case, arrays, "channels_last", "channels_last")
         own["b"] = own["b"].reshape(1, -1, 1, 1)
-        y = memory_format.empty(xp, self._result_shape(case, own), own["x"].dtype, "channels_last")
+        y = memory_format.empty(xp, result_shape(case, own), own["x"].dtype, "channels_last")
         kind, wide = getattr(self.cudnn.data_type, DATA_TYPES[case.storage]), self.cudnn.data_type.FLOAT
         graph = self.cudnn.pygraph(
             io_data_type=kind, intermediate_data_type=wide, compute_data_type=wide, handle=self.handle
@@ -57,7 +57,7 @@ class Cudnn:
             name: graph.tensor(name=name, dim=list(own[name].shape), stride=strides(own[name]), data_type=kind)
             for name in READS[case.op]
         }
-        result = self._node(case, graph, tensors)
+        result = node(case, graph, tensors)
         result.set_output(True).set_data_type(kind).set_dim(list(y.shape)).set_stride(strides(y))
         notes = self.cudnn.numerical_note
         if case.dtype == "float32":
@@ -75,25 +75,29 @@ class Cudnn:
 
         return call
 
-    def _result_shape(self, case: Case, own: Arrays) -> tuple[int, ...]:
-        s = case.sizes
-        gradient = {"conv2d_grad_input": own["x"].shape, "conv2d_grad_weight": own["w"].shape}
-        return gradient.get(case.op, (s["N"], s["K"], output_size(s), output_size(s)))
-
-    def _node(self, case: Case, graph: Any, t: dict[str, Any]) -> Any:
-        how: dict[str, Any] = {name: [case.sizes[name]] * 2 for name in ("stride", "padding")} | {"dilation": [1, 1]}
-        if case.op == "conv2d_grad_input":
-            return graph.conv_dgrad(loss=t["dy"], filter=t["w"], **how)
-        if case.op == "conv2d_grad_weight":
-            return graph.conv_wgrad(image=t["x"], loss=t["dy"], **how)
-        y = graph.conv_fprop(image=t["x"], weight=t["w"], **how)
-        return graph.relu(input=graph.bias(input=y, bias=t["b"])) if "b" in t else y
-
     def results(self, returned: Any) -> tuple[Any, ...]:
         return (returned,)
 
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
         return self.clock.capture(repeated(calls, seconds_per_call))
+
+
+def result_shape(case: Case, own: Arrays) -> tuple[int, ...]:
+    """Of the op's output."""
+    s = case.sizes
+    gradient = {"conv2d_grad_input": own["x"].shape, "conv2d_grad_weight": own["w"].shape}
+    return gradient.get(case.op, (s["N"], s["K"], output_size(s), output_size(s)))
+
+
+def node(case: Case, graph: Any, t: dict[str, Any]) -> Any:
+    """The op in a graph, on tensors by our names; gives its output."""
+    how: dict[str, Any] = {name: [case.sizes[name]] * 2 for name in ("stride", "padding")} | {"dilation": [1, 1]}
+    if case.op == "conv2d_grad_input":
+        return graph.conv_dgrad(loss=t["dy"], filter=t["w"], **how)
+    if case.op == "conv2d_grad_weight":
+        return graph.conv_wgrad(image=t["x"], loss=t["dy"], **how)
+    y = graph.conv_fprop(image=t["x"], weight=t["w"], **how)
+    return graph.relu(input=graph.bias(input=y, bias=t["b"])) if "b" in t else y
 
 
 def strides(a: Any) -> list[int]:
