@@ -18,7 +18,7 @@ from dlgpu.backends.kernels.sources import family_of
 KERNELS = [
     ("dl::gemm_simt<float, false, false, 128, 128, 4>", "FFMA", ("sm_80", "sm_90")),
     ("dl::conv2d_simt<float, 128, 128, 4>", "FFMA", ("sm_80", "sm_90")),
-    ("dl::winograd2_fused<float>", "FFMA", ("sm_80", "sm_90")),
+    ("dl::winograd2_fused<float, 64>", "FFMA", ("sm_80", "sm_90")),
     ("dl::gemm_tc<__half, false, true, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
     ("dl::conv2d_tc<__half, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
     ("dl::conv2d_grad_input_tc<__half, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),

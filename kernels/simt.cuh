@@ -26,12 +26,22 @@ __host__ __device__ constexpr int simt_blocks(int BM, int V) { return BM == 128 
 struct SimtThread {
   int m, n;
 
+  static __device__ SimtThread in_warp() {
+    const int lane = thread_index_x() % 32;
+    return {lane / 16 * 8 + lane % 2 * 4, lane / 2 % 8 * 4};
+  }
   template <int BM>
   static __device__ SimtThread of() {
-    const int thread = thread_index_x(), lane = thread % 32, warp = thread / 32;
-    return {warp % (BM / 32) * 32 + lane / 16 * 8 + lane % 2 * 4, warp / (BM / 32) * 64 + lane / 2 % 8 * 4};
+    const int warp = thread_index_x() / 32;
+    return {warp % (BM / 32) * 32 + in_warp().m, warp / (BM / 32) * 64 + in_warp().n};
   }
 };
+
+// Four neighbours from shared memory, with one read.
+__device__ inline void read4(const char* from, float* to) {
+  const float4 four = *reinterpret_cast<const float4*>(from);
+  to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+}
 
 // What one thread brings of a tile, EDGE rows by 8 of an operand, from global to shared memory: vectors of V elements along
 // the axis that is contiguous in memory, of several rows and all at the same depth. Shared memory has the rows side by
@@ -147,11 +157,8 @@ __device__ inline void simt_product(const A& a, const B& b, Stretch part, float 
     const char* const b_from = shared + buffer + kTileA + k * StageB::kPitch + thread.n * 4;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      const float4 c = *reinterpret_cast<const float4*>(a_from + i * 16 * 4);
-      const float4 r = *reinterpret_cast<const float4*>(b_from + i * 32 * 4);
-      float *const cs = column[k % 2] + 4 * i, *const rs = row[k % 2] + 4 * i;
-      cs[0] = c.x, cs[1] = c.y, cs[2] = c.z, cs[3] = c.w;
-      rs[0] = r.x, rs[1] = r.y, rs[2] = r.z, rs[3] = r.w;
+      read4(a_from + i * 16 * 4, column[k % 2] + 4 * i);
+      read4(b_from + i * 32 * 4, row[k % 2] + 4 * i);
     }
   };
   auto step = [&](int now, int next) {

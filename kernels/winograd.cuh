@@ -17,6 +17,15 @@ struct Tiles {
 };
 static_assert(sizeof(Tiles) == 9 * 4, "Python passes 9 packed ints");
 
+// Where tile number `tile` begins: image, row, column.
+struct Corner {
+  int n, h, w;
+};
+template <int M>
+__device__ inline Corner corner(const Tiles& g, int tile) {
+  return {tile / (g.I * g.J), tile / g.J % g.I * M + g.first_h, tile % g.J * M + g.first_w};
+}
+
 // ---- the matrices, applied to one line of a tile at a time (Lavin and Gray 2015, section 4) ----
 
 // B^T d, points 0, 1, -1 (2, -2) and infinity.
@@ -118,12 +127,11 @@ __device__ inline void both_sides(const float (&t)[IN][IN], float (&out)[OUT][OU
 // ---- kernels ----
 
 // U from weights (K, C/G, 3, 3) of any strides, one filter and channel per thread. `turned`: the filters of the input's
-// gradient, turned by 180 degrees, with rows and columns swapped: U (places, G, C/G, K/G). `columns_first` writes
-// (places, C, K) for the fused kernel instead (G = 1).
+// gradient, turned by 180 degrees, with rows and columns swapped: U (places, G, C/G, K/G).
 template <typename T, int M>
 __global__ void __launch_bounds__(256)
-    winograd_filter(const T* __restrict__ weight, float* __restrict__ u, int K, int C, int G, int turned,
-                    int columns_first, Strides strides, unsigned count) {
+    winograd_filter(const T* __restrict__ weight, float* __restrict__ u, int K, int C, int G, int turned, Strides strides,
+                    unsigned count) {
   constexpr int E = M + 2;
   const int channels = C / G, filters = K / G;  // of a group
   for (unsigned i = first_index(); i < count; i += index_step()) {
@@ -139,7 +147,7 @@ __global__ void __launch_bounds__(256)
     both_sides<3, E>(g, out, [](const float(&line)[3], float(&to)[E]) { transform_filter(line, to); });
     const int group = k / filters, row = turned ? c : k % filters, column = turned ? k % filters : c;
     const int rows = turned ? channels : filters, columns = turned ? filters : channels;
-    const unsigned at = columns_first ? column * rows + row : (group * rows + row) * columns + column;
+    const unsigned at = (group * rows + row) * columns + column;
 #pragma unroll
     for (int p = 0; p < E * E; ++p) u[(long long)p * count + at] = out[p / E][p % E];
   }
@@ -153,7 +161,7 @@ __global__ void __launch_bounds__(256)
   const int channels = g.C / g.G, tiles = g.N * g.I * g.J;
   for (unsigned i = first_index(); i < count; i += index_step()) {
     const int channel = i % g.C, tile = i / g.C;
-    const int n = tile / (g.I * g.J), h = tile / g.J % g.I * M + g.first_h, w = tile % g.J * M + g.first_w;
+    const auto [n, h, w] = corner<M>(g, tile);
     float d[E][E], out[E][E];
 #pragma unroll
     for (int a = 0; a < E; ++a) {
@@ -178,7 +186,7 @@ __global__ void __launch_bounds__(256)
   const int filters = g.C / g.G, tiles = g.N * g.I * g.J;
   for (unsigned i = first_index(); i < count; i += index_step()) {
     const int filter = i % g.C, tile = i / g.C;
-    const int n = tile / (g.I * g.J), p = tile / g.J % g.I * M, q = tile % g.J * M;
+    const auto [n, p, q] = corner<M>(g, tile);
     float y[M][M], out[E][E];
 #pragma unroll
     for (int a = 0; a < M; ++a) {
@@ -197,9 +205,9 @@ __global__ void __launch_bounds__(256)
 
 // Stores a tile's outputs of filter k, or with `argmax` their 2x2 maxima. g.C is K, g.H x g.W are P x Q.
 template <typename T, int M>
-__device__ void store_tile(const float (&y)[M][M], const Epilogue<T>& end, unsigned char* argmax, const Tiles& g, int tile,
-                           int k) {
-  const int n = tile / (g.I * g.J), p = tile / g.J % g.I * M, q = tile % g.J * M;
+__device__ void store_tile(const float (&y)[M][M], const Epilogue<T>& end, unsigned char* argmax, const Tiles& g,
+                           Corner at_tile, int k) {
+  const auto [n, p, q] = at_tile;
   if (argmax == nullptr) {
 #pragma unroll
     for (int a = 0; a < M; ++a) {
@@ -246,7 +254,7 @@ __global__ void __launch_bounds__(256, 3)  // left alone, the compiler spills to
 #pragma unroll
     for (int e = 0; e < E * E; ++e) m[e / E][e % E] = products[(long long)e * count + at];
     both_sides<E, M>(m, out, [](const float(&line)[E], float(&to)[M]) { transform_output(line, to); });
-    store_tile(out, end, argmax, g, tile, filter);
+    store_tile(out, end, argmax, g, corner<M>(g, tile), filter);
   }
 }
 
@@ -262,129 +270,6 @@ __global__ void __launch_bounds__(256)
     both_sides<E, 3>(u, out, [](const float(&line)[E], float(&to)[3]) { transform_back(line, to); });
 #pragma unroll
     for (int e = 0; e < 9; ++e) dw[i * 9 + e] = from_float<T>(out[e / 3][e % 3]);
-  }
-}
-
-// ---- F(2x2) in one kernel: the transformed tiles never leave shared memory ----
-
-constexpr int kFusedTiles = 32, kFusedFilters = 32, kFusedDepth = 8;
-constexpr int kFusedPitch = 36;  // of a line of 32: channels 0-7 by tiles 0-3 then fall into different banks
-constexpr int kFusedElements = 16 * kFusedDepth * kFusedPitch;
-constexpr int kFusedBlocks = DL_ARCH >= 900 ? 2 : 1;  // of a multiprocessor; before, two would spill
-
-// One group. u (16, C, K) from winograd_filter with columns_first. A block makes 32 tiles by 32 filters: each of its 8
-// warps the products of two places, a thread 8 tiles by 4 filters of each. grid: (tiles / 32, K / 32).
-// in: the tiles as x shows them; out: as y does (g.C is K).
-template <typename T>
-__global__ void __launch_bounds__(256, kFusedBlocks)
-    winograd2_fused(const T* __restrict__ x, const float* __restrict__ u, const T* __restrict__ residual,
-                    const T* __restrict__ bias, T* __restrict__ y, unsigned char* __restrict__ argmax, Tiles in, Tiles out,
-                    int relu) {
-  DL_SHARED(float, shared, [2 * kFusedElements]);
-  float* const v_tiles = shared;                   // [16][8 channels][32 tiles]
-  float* const u_tiles = shared + kFusedElements;  // [16][8 channels][32 filters]
-  const int tiles = in.N * in.I * in.J, first_tile = blockIdx.x * kFusedTiles, first_k = blockIdx.y * kFusedFilters;
-  // Loading: a thread brings one channel of one tile, and 4 filters of one channel for 4 places.
-  const int my_channel = threadIdx.x % 8, my_tile = threadIdx.x / 8, tile = first_tile + my_tile;
-  const int n = tile / (in.I * in.J), h = tile / in.J % in.I * 2 + in.first_h, w = tile % in.J * 2 + in.first_w;
-  const int my_filter = threadIdx.x % 8 * 4, my_row = threadIdx.x / 8 % 8, my_place = threadIdx.x / 64;
-  // Multiplying.
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, at_tile = lane / 8 * 8, at_filter = lane % 8 * 4;
-
-  float d[4][4], factors[4][4], sums[2][8][4];
-#pragma unroll
-  for (int p = 0; p < 2; ++p) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) sums[p][i][j] = 0.0f;
-    }
-  }
-  const auto fetch = [&](int first_channel) {
-    const int c = first_channel + my_channel;
-#pragma unroll
-    for (int a = 0; a < 4; ++a) {
-#pragma unroll
-      for (int b = 0; b < 4; ++b) {
-        const bool inside = tile < tiles && c < in.C && unsigned(h + a) < unsigned(in.H) && unsigned(w + b) < unsigned(in.W);
-        d[a][b] = inside ? to_float(x[((n * in.H + h + a) * in.W + w + b) * in.C + c]) : 0.0f;
-      }
-    }
-    const int row = first_channel + my_row, k = first_k + my_filter;
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-#pragma unroll
-      for (int j = 0; j < 4; ++j) {
-        const bool inside = row < in.C && k + j < out.C;
-        factors[p][j] = inside ? u[((my_place * 4 + p) * in.C + row) * out.C + k + j] : 0.0f;
-      }
-    }
-  };
-  fetch(0);
-#pragma unroll 1
-  for (int first = 0; first < in.C; first += kFusedDepth) {
-    __syncthreads();  // the tiles before have been read
-    float v[4][4];
-    both_sides<4, 4>(d, v, [](const float(&line)[4], float(&to)[4]) { transform_input(line, to); });
-#pragma unroll
-    for (int p = 0; p < 16; ++p) v_tiles[(p * kFusedDepth + my_channel) * kFusedPitch + my_tile] = v[p / 4][p % 4];
-#pragma unroll
-    for (int p = 0; p < 4; ++p) {
-      float4* const to = reinterpret_cast<float4*>(
-          u_tiles + ((my_place * 4 + p) * kFusedDepth + my_row) * kFusedPitch + my_filter);
-      *to = make_float4(factors[p][0], factors[p][1], factors[p][2], factors[p][3]);
-    }
-    __syncthreads();
-    if (first + kFusedDepth < in.C) fetch(first + kFusedDepth);
-#pragma unroll
-    for (int c = 0; c < kFusedDepth; ++c) {
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-        const int line = ((warp * 2 + p) * kFusedDepth + c) * kFusedPitch;
-        const float4 low = *reinterpret_cast<const float4*>(v_tiles + line + at_tile);
-        const float4 high = *reinterpret_cast<const float4*>(v_tiles + line + at_tile + 4);
-        const float4 right = *reinterpret_cast<const float4*>(u_tiles + line + at_filter);
-        const float left[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
-        const float across[4] = {right.x, right.y, right.z, right.w};
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) sums[p][i][j] = fmaf(left[i], across[j], sums[p][i][j]);
-        }
-      }
-    }
-  }
-
-  // The 16 places of an output meet in shared memory, 16 filters at a time: [16][32 tiles][16 filters, padded].
-  constexpr int kHalf = kFusedFilters / 2, kPitch = kHalf + 1;
-  static_assert(16 * kFusedTiles * kPitch <= 2 * kFusedElements, "half of the filters fit where the factors were");
-  const Epilogue<T> end = {residual, bias, y, 1.0f, 1.0f, relu != 0};
-#pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
-    __syncthreads();
-    if (at_filter / kHalf == half) {
-#pragma unroll
-      for (int p = 0; p < 2; ++p) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-#pragma unroll
-          for (int j = 0; j < 4; ++j) {
-            shared[((warp * 2 + p) * kFusedTiles + at_tile + i) * kPitch + at_filter % kHalf + j] = sums[p][i][j];
-          }
-        }
-      }
-    }
-    __syncthreads();
-#pragma unroll 1
-    for (int i = threadIdx.x; i < kFusedTiles * kHalf; i += 256) {
-      const int k = first_k + half * kHalf + i % kHalf, place = i / kHalf;
-      if (first_tile + place >= tiles || k >= out.C) continue;
-      float m[4][4], result[2][2];
-#pragma unroll
-      for (int p = 0; p < 16; ++p) m[p / 4][p % 4] = shared[(p * kFusedTiles + place) * kPitch + i % kHalf];
-      both_sides<4, 2>(m, result, [](const float(&line)[4], float(&to)[2]) { transform_output(line, to); });
-      store_tile(result, end, argmax, out, first_tile + place, k);
-    }
   }
 }
 

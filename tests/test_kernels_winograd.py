@@ -16,6 +16,7 @@ from test_kernels_gemm import checked
 from dlgpu import memory_format
 from dlgpu.backends import reference, tuning
 from dlgpu.backends.kernels.recorder import Recorder
+from dlgpu.backends.kernels.sources import folder
 from dlgpu.errors import ShapeError
 
 ALGORITHMS = ("winograd2", "winograd4")
@@ -149,7 +150,7 @@ def test_what_runs() -> None:
     x, w = ops.xp.empty((8, 64, 56, 56)), ops.xp.empty((64, 64, 3, 3))
     ops.conv2d(x, w, padding=1, algorithm="winograd2")
     names = [plan.kernel.split("<")[0] for plan in ops.plans if "dl::transpose" not in plan.kernel]
-    assert names == ["dl::winograd_filter", "dl::winograd2_fused"]
+    assert names == ["dl::winograd2_fused_filter", "dl::winograd2_fused"]
     ops.plans.clear()
     ops.conv2d(x, w, padding=1, algorithm="winograd4")
     names = [plan.kernel.split("<")[0] for plan in ops.plans if "dl::transpose" not in plan.kernel]
@@ -159,23 +160,14 @@ def test_what_runs() -> None:
             ops.conv2d(x, w, algorithm="winograd2", **wrong)
 
 
-def test_no_bank_conflicts() -> None:
-    """In the loop of the fused kernel every access touches every bank once."""
+@pytest.mark.parametrize("filters", [32, 64])
+def test_no_bank_conflicts(filters: int) -> None:
+    """Every access of the fused kernel to shared memory touches every bank once, but for the table of 32 corners."""
     backend = checked()
-    x, w = values(1, (1, 16, 8, 8), np.float32, "channels_last"), np.zeros((32, 16, 3, 3), np.float32)
+    x, w = values(1, (2, 16, 8, 8), np.float32, "channels_last"), np.zeros((filters, 16, 3, 3), np.float32)
     backend.conv2d(x, w, padding=1, algorithm="winograd2")
-    conflicts = backend.launcher.bank_conflicts()
-    source = (conv_winograd_source()).splitlines()
-    loop = range(
-        *(next(i for i, line in enumerate(source, 1) if text in line) for text in ("v_tiles[(p", "The 16 places"))
-    )
-    watched = {int(line.rsplit(":", 1)[-1]): ratio for line, ratio in conflicts.items() if "winograd" in line}
-    inside = {number: ratio for number, ratio in watched.items() if number in loop}
-    assert inside
-    assert all(ratio == 1 for ratio in inside.values()), inside
-
-
-def conv_winograd_source() -> str:
-    from dlgpu.backends.kernels.sources import folder
-
-    return (folder() / "winograd.cuh").read_text()
+    ratios = {line.rsplit("/", 1)[-1]: ratio for line, ratio in backend.launcher.bank_conflicts().items()}
+    assert {line.split(":")[0] for line in ratios} >= {"winograd_fused.cuh", "simt.cuh", "vector.cuh"}
+    source = (folder() / "winograd_fused.cuh").read_text().splitlines()
+    corners = {f"winograd_fused.cuh:{i}" for i, line in enumerate(source, 1) if "corners[" in line}
+    assert all(ratio == 1 for line, ratio in ratios.items() if line not in corners), ratios

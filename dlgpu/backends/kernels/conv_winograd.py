@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from dlgpu.threads import slices
 if TYPE_CHECKING:
     from dlgpu.backends.kernels.conv import ConvOps
 
-FUSED_TILES, FUSED_FILTERS = 32, 32  # kernels/winograd.cuh: of a block
+FUSED_TILES, FUSED_CHANNELS = 32, 8  # kernels/winograd_fused.cuh: of a block; loaded at a time
 
 
 @dataclass(frozen=True)
@@ -52,14 +53,54 @@ class Product:
 
     def tiles(self, m: int, images: int, *, of_output: bool) -> np.ndarray:
         """`dl::Tiles` of the image, or of the output."""
-        grid = (self.G, -(-self.P // m), -(-self.Q // m), self.first_h, self.first_w)
+        grid = self.G, -(-self.P // m), -(-self.Q // m)
         if of_output:
-            return pack("Tiles", images, self.P, self.Q, self.outputs, *grid)
-        return pack("Tiles", images, self.H, self.W, self.inputs, *grid)
+            return pack("Tiles", images, self.P, self.Q, self.outputs, *grid, 0, 0)
+        return pack("Tiles", images, self.H, self.W, self.inputs, *grid, self.first_h, self.first_w)
 
     def tile_count(self, m: int) -> int:
         """Tiles of one image."""
         return -(-self.P // m) * -(-self.Q // m)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """F(2x2) of one group in one kernel."""
+
+    product: Product
+    dtype: str
+
+    @property
+    def filters(self) -> int:
+        """Filters of a block."""
+        return 64 if self.product.outputs > 32 else 32
+
+    @property
+    def blocks(self) -> int:
+        """That all filters fill."""
+        return -(-self.product.outputs // self.filters)
+
+    @property
+    def transformed(self) -> tuple[int, ...]:
+        """The transformed filters, padded to full blocks: as the kernel reads them, four channels at a time."""
+        steps = -(-self.product.inputs // FUSED_CHANNELS) * 2
+        return self.blocks, steps, 16, FUSED_CHANNELS // 2, self.filters
+
+    def filter_plan(self, op: str, weight: Array) -> Plan:
+        w, count = self.product, math.prod(self.transformed) // 16
+        args = (w.outputs, w.inputs, int(w.turned), strides(weight), count)
+        return elementwise(op, f"dl::winograd2_fused_filter<{self.dtype}, {self.filters}>", count, *args)
+
+    def plan(self, relu: bool) -> Plan:
+        w, filters = self.product, self.filters
+        tiles = w.N * w.tile_count(2)
+        grid = -(-tiles // FUSED_TILES), self.blocks, 1
+        args = w.tiles(2, w.N, of_output=False), w.tiles(2, w.N, of_output=True), int(relu)
+        images, weights = 16 * FUSED_CHANNELS * FUSED_TILES * 4, 16 * FUSED_CHANNELS // 2 * filters * 4
+        why = f"{tiles} tiles of 2x2, {w.outputs} filters; transformed tiles stay in shared memory"
+        return Plan(
+            f"dl::winograd2_fused<{self.dtype}, {filters}>", grid, (256, 1, 1), args, 2 * (images + weights), why
+        )
 
 
 class Winograd(ConvAlgorithm):
@@ -126,12 +167,14 @@ class Winograd(ConvAlgorithm):
         relu: bool,
     ) -> None:
         x, dtype = ops.dense(x, "channels_last"), storage(op, x.dtype)
-        fused = self.m == 2 and w.G == 1 and -(-w.outputs // FUSED_FILTERS) <= MOST_YZ
-        u = ops.xp.empty((self.places, weight.size // 9), np.float32)
-        ops.run(self._filter_plan(op, w, dtype, weight, fused), weight, u)
-        if fused:
-            ops.run(self._fused_plan(op, w, dtype, relu), x, u, residual, bias, y, argmax)
+        fused = Fused(w, dtype)
+        if self.m == 2 and w.G == 1 and fused.blocks <= MOST_YZ:
+            u = ops.xp.empty(fused.transformed, np.float32)
+            ops.run(fused.filter_plan(op, weight), weight, u)
+            ops.run(fused.plan(relu), x, u, residual, bias, y, argmax)
             return
+        u = ops.xp.empty((self.places, weight.size // 9), np.float32)
+        ops.run(self._filter_plan(op, w, dtype, weight), weight, u)
         for images in self._rounds(w, ops.target.workspace):
             part = x[images]
             v = self._transformed(ops, op, "winograd_input", w, part)
@@ -164,17 +207,10 @@ class Winograd(ConvAlgorithm):
         ops.run(elementwise(op, kernel, count, count), du, dw)
         return dw, ops.grad_bias(dy) if with_bias else None
 
-    def _filter_plan(self, op: str, w: Product, dtype: str, weight: Array, fused: bool) -> Plan:
+    def _filter_plan(self, op: str, w: Product, dtype: str, weight: Array) -> Plan:
         count, (K, per_group) = weight.size // 9, weight.shape[:2]
-        args = (K, per_group * w.G, w.G, int(w.turned), int(fused), strides(weight), count)
+        args = (K, per_group * w.G, w.G, int(w.turned), strides(weight), count)
         return elementwise(op, f"dl::winograd_filter<{dtype}, {self.m}>", count, *args)
-
-    def _fused_plan(self, op: str, w: Product, dtype: str, relu: bool) -> Plan:
-        tiles = w.N * w.tile_count(2)
-        grid = (-(-tiles // FUSED_TILES), -(-w.outputs // FUSED_FILTERS), 1)
-        args = (w.tiles(2, w.N, of_output=False), w.tiles(2, w.N, of_output=True), int(relu))
-        why = f"{tiles} tiles of 2x2, {w.outputs} filters; transformed tiles stay in shared memory"
-        return Plan(f"dl::winograd2_fused<{dtype}>", grid, (256, 1, 1), args, why=why)
 
     def _transformed(self, ops: ConvOps, op: str, kernel: str, w: Product, part: Array) -> Array:
         """Images or gradients (n, channels, ., .) -> (places, tiles * channels)."""
