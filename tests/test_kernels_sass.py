@@ -69,6 +69,22 @@ def test_cp_async_where_the_chip_has_it(arch: str, gemm: dict[str, list[str]]) -
     assert any(op.startswith("STS") for op in loop) == (arch == "sm_75")
 
 
+def test_fused_winograd_is_mostly_multiply_adds(arch: str) -> None:
+    """Over 80 % of the loop, with four 128-bit reads per 64 of them, though it transforms the images as well."""
+    code = code_of(
+        "winograd_fused", arch, lambda name: name.startswith("dl::winograd2_fused<") and name.endswith(" 64>")
+    )
+    assert len(code) == 3
+    for name in code:
+        loop = sass.main_loop(code[name], "FFMA")
+        count = Counter(op.split(".")[0] for op in loop)
+        assert count["FFMA"] == 2 * 8 * 64, name  # two places, 8 channels, 8 x 8 outputs
+        assert count["FFMA"] >= 0.8 * len(loop), (name, count["FFMA"] / len(loop), count)
+        assert sum(op.startswith("LDS") and ".128" in op for op in loop) == 2 * 8 * 4, (name, count)
+        assert count["LDG"] == 16 + (8 if arch == "sm_75" else 0), (name, count)  # pixels; filters without cp.async
+        assert count["LDL"] + count["STL"] == 0, (name, count)
+
+
 def test_half_products_are_tensor_cores_fed_by_ldmatrix_and_cp_async(arch: str) -> None:
     """Of memory, the main loop has ldmatrix and cp.async and nothing else (sm_75: loads and stores for cp.async)."""
     code = code_of("gemm_tc", arch, lambda name: name.startswith("dl::gemm_tc<__half") and name.endswith("true, 1>"))
