@@ -205,6 +205,22 @@ def test_a_program_checks_what_its_launches_get(fake: Recorded) -> None:
     assert fake.events() == []
 
 
+def test_a_program_of_many_launches(fake: Recorded) -> None:
+    """More than have room for their arguments at a time."""
+    kernel = fake.launcher._kernel("everything<float>")
+    step = lambda i: ((), kernel, (7, 8, 9), (32, 2, 1), 0, dict(enumerate((GOOD | dict(i=i)).values())), {}, ())  # noqa: E731
+    module = fake.launcher._module
+    program = module.Program([step(i) for i in range(40)], [], ())
+    plain = types.SimpleNamespace(__signature__=None)
+    backend, cuda = types.SimpleNamespace(launcher=fake.launcher), fake.launcher.xp.cuda
+    here = cuda.runtime.getDevice, cuda.get_current_stream
+    op = module.replayed(plain, lambda: program, backend, fake.launcher, CupyArray, (), [], *here)
+    expected = [event for i in range(40) for event in fake.launch(i=i)[1:]]
+    for _ in range(2):
+        op()
+        assert [event for event in fake.events() if not event.startswith("device ")] == expected
+
+
 def test_each_instantiation_is_itself(fake: Recorded) -> None:
     for type_, dtype in (("float", "f4"), ("__half", "f2"), ("__nv_bfloat16", ml_dtypes.bfloat16)):
         array = CupyArray(0x4000, dtype)
@@ -376,7 +392,7 @@ def test_wrong_names_counts_and_sizes(fake: Recorded) -> None:
     ],
 )
 def test_errors_of_cuda(fake: Recorded, code: int, error: type, words: str) -> None:
-    fake.library.fake_error(code)
+    fake.library.fake_error(code, 0)
     with pytest.raises(error, match="^" + words):
         fake.launch()
     assert fake.events()[-1] == "cleared"

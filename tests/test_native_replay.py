@@ -103,7 +103,7 @@ class Clock:
 @pytest.fixture
 def native(recorder: tuple[Any, Any]) -> Iterator[Recorded]:  # noqa: F811
     yield Recorded(*recorder)
-    recorder[1].fake_error(0)
+    recorder[1].fake_error(0, 0)
 
 
 def array(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -160,6 +160,16 @@ def test_several_launches_in_order_on_one_stream(native: Recorded) -> None:
     native.launcher.stream.ptr = 0x88  # the stream is that of the moment
     again = native.launches(lambda: native.ops.batch_norm_train(x, v, v, v, v))
     assert all(event.endswith(f" {0x88}") for event in again if isinstance(event, str))
+
+
+def test_launches_are_handed_over_together(native: Recorded) -> None:
+    """Python's lock is left once for all launches between which nothing is allocated after something was freed."""
+    x, v = array(2, 64, 9, 9), array(64)
+    native.replayed(lambda: native.ops.batch_norm_grad(x, x, v, v, v))
+    native.events()
+    native.ops.batch_norm_grad(x, x, v, v, v)
+    kinds = [event.split(" ")[0] for event in native.events() if not event.startswith("dl::")]
+    assert kinds == ["device", "launch", "launch", "launch"]
 
 
 def test_arrays_of_the_moment(native: Recorded) -> None:
@@ -318,11 +328,23 @@ def test_a_tuned_call_is_replayed_once_it_is_tuned(
 def test_errors_of_cuda(native: Recorded) -> None:
     x = array(2, 32)
     native.ops.softmax(x)
-    native.library.fake_error(9)
+    native.library.fake_error(9, 0)
     with pytest.raises(RuntimeError, match=r"^\[dl::softmax<.*>\] CUDA must accept the launch; got cudaErrorFake"):
         native.ops.softmax(x)
     native.events()
     native.replayed(lambda: native.ops.softmax(x))
+
+
+def test_an_error_names_the_launch_that_it_is_of(native: Recorded) -> None:
+    x, v = array(2, 64, 9, 9), array(64)
+    native.ops.batch_norm_train(x, v, v, v, v)
+    for before, name in enumerate(("moments", "statistics", "apply")):
+        native.events()
+        native.library.fake_error(9, before)
+        with pytest.raises(RuntimeError, match=rf"^\[dl::batch_norm_{name}.*\] CUDA must accept the launch"):
+            native.ops.batch_norm_train(x, v, v, v, v)
+        assert sum(event.startswith("launch ") for event in native.events()) == before
+    native.replayed(lambda: native.ops.batch_norm_train(x, v, v, v, v))
 
 
 def test_errors_of_the_array_library(native: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
