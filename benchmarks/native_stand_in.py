@@ -125,4 +125,4 @@ class NativeStandIn(NativeLauncher):
     def tensor_map(self, description: Any, array: Any) -> np.ndarray:
         """The address, and a digest of the description: 128 bytes, as the driver's."""
         raw = struct.pack("=Q", array.data.ptr) + hashlib.sha512(repr(description).encode()).digest()
-        return np.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap"))[0]
+        return np.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap")).reshape(())

@@ -275,6 +275,10 @@ def test_large_shared_memory_is_asked_for_once(fake: Recorded) -> None:
         [e for e in fake.launch(shared_bytes=kib << 10) if e.startswith(attribute)] for kib in (48, 64, 64, 60, 96)
     ]
     assert asked == [[], [attribute + "65536"], [], [], [attribute + "98304"]]
+    another = Recorded(fake.library)  # launcher, on the same device: it must not lower the limit
+    assert [e for e in another.launch(shared_bytes=64 << 10) if e.startswith(attribute)] == []
+    fake.launcher.xp.cuda.runtime.getDevice = lambda: DEVICE + 1
+    assert fake.launch(shared_bytes=64 << 10)[:2] == [f"device {DEVICE + 1}", attribute + "65536"]
 
 
 def label(value: Any) -> str:
