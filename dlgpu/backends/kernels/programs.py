@@ -226,8 +226,13 @@ class Tracer(KernelOps):
             steps.append(Step(make, plan, wiring, tuple(sorted(done))))
         return Program(self._real, steps, self._take(), slots if isinstance(results, tuple) else slots[0], most)
 
-    def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
-        symbol = Symbol(self._make(getattr(self._real.xp, kind), (shape, dtype)), shape, dtype)
+    def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None) -> Symbol:
+        function = getattr(self._real.xp, kind)
+        args: tuple[Any, ...] = shape, dtype
+        if strides is not None:  # by position, which costs less than by name; NumPy takes an offset before them
+            numpy = isinstance(function, type) and issubclass(function, np.ndarray)
+            args += (None, 0, strides) if numpy else (None, strides)
+        symbol = Symbol(self._make(function, args), shape, dtype, strides)
         self._bytes[symbol.slot] = symbol.size * symbol.itemsize
         return symbol
 
