@@ -223,14 +223,36 @@ class Kernel {
   [[noreturn]] void fail(cudaError_t status, const Size& size) const {
     cudaGetLastError();  // else the next call would report it again
     const std::string got = std::string("; got ") + cudaGetErrorName(status) + ": " + cudaGetErrorString(status);
-    std::string unavailable;
-    if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary)
-      unavailable = "[cuda:native] there must be an NVIDIA GPU and its driver" + got;
-    if (status == cudaErrorNoKernelImageForDevice)
-      unavailable = "[cuda:native] must be built for this GPU" + got + ": name it in DLGPU_CUDA_ARCHITECTURES";
-    if (!unavailable.empty()) {
-      PyErr_SetObject(python("dlgpu.errors", "BackendUnavailable").ptr(), py::str(unavailable).ptr());
-      throw py::error_already_set();
+    switch (status) {
+      case cudaErrorNoDevice:
+      case cudaErrorInsufficientDriver:
+      case cudaErrorStubLibrary:
+      case cudaErrorInitializationError:
+      case cudaErrorDevicesUnavailable:
+      case cudaErrorSystemNotReady:
+      case cudaErrorSystemDriverMismatch:
+      case cudaErrorCompatNotSupportedOnDevice:
+        unavailable("[cuda:native] there must be an NVIDIA GPU and its driver" + got);
+      case cudaErrorNoKernelImageForDevice:
+      case cudaErrorInvalidDeviceFunction:
+      case cudaErrorInvalidKernelImage:
+      case cudaErrorUnsupportedPtxVersion:  // of the PTX that stands in for GPUs to come
+      case cudaErrorJitCompilerNotFound:
+      case cudaErrorJitCompilationDisabled:
+        unavailable("[cuda:native] must be built for this GPU" + got + ": name it in DLGPU_CUDA_ARCHITECTURES");
+      case cudaErrorIllegalAddress:
+      case cudaErrorMisalignedAddress:
+      case cudaErrorInvalidAddressSpace:
+      case cudaErrorIllegalInstruction:
+      case cudaErrorInvalidPc:
+      case cudaErrorHardwareStackError:
+      case cudaErrorLaunchFailure:
+      case cudaErrorLaunchTimeout:
+      case cudaErrorAssert:
+      case cudaErrorECCUncorrectable:
+        throw std::runtime_error(std::string("[") + entry_.name + "] it and all kernels before it must run to their end" +
+                                 got + ": start a new process, with CUDA_LAUNCH_BLOCKING=1 to learn which kernel failed");
+      default: break;
     }
     const auto text = [](dim3 n) { return std::string(py::repr(py::make_tuple(n.x, n.y, n.z))); };
     throw std::runtime_error(std::string("[") + entry_.name + "] CUDA must accept the launch" + got + " (grid " +
@@ -264,6 +286,11 @@ class Kernel {
     python(kWords, "refuse")(entry_.name, i, py::handle(value), parameter.pointer ? parameter.dtype : "",
                              parameter.writes);
     throw py::value_error(entry_.name);  // not reached: it raises
+  }
+
+  [[noreturn]] static void unavailable(const std::string& text) {
+    PyErr_SetObject(python("dlgpu.errors", "BackendUnavailable").ptr(), py::str(text).ptr());
+    throw py::error_already_set();
   }
 
   // More dynamic shared memory than the default must be asked for, once on each device.

@@ -387,7 +387,15 @@ def test_wrong_names_counts_and_sizes(fake: Recorded) -> None:
     [
         (100, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver; got cudaErrorFake"),
         (35, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver"),
+        (802, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver"),
         (209, BackendUnavailable, r"\[cuda:native\] must be built for this GPU; .*DLGPU_CUDA_ARCHITECTURES"),
+        (222, BackendUnavailable, r"\[cuda:native\] must be built for this GPU; .*DLGPU_CUDA_ARCHITECTURES"),
+        (
+            700,
+            RuntimeError,
+            r"\[everything<float>\] it and all kernels before it must .*; got .*CUDA_LAUNCH_BLOCKING=1",
+        ),
+        (719, RuntimeError, r"\[everything<float>\] it and all kernels before it must run to their end; got cudaErr"),
         (
             9,
             RuntimeError,
