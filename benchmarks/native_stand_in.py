@@ -13,7 +13,7 @@ import importlib.util
 import struct
 import subprocess
 import sysconfig
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,10 +85,27 @@ class Addressed(np.ndarray):
     data = SimpleNamespace(ptr=0x7F00_0000_0000)  # type: ignore[assignment]
 
 
-def zeros(shape: Any, dtype: Any) -> Addressed:
-    array = Addressed(shape, dtype)
-    array.fill(0)
-    return array
+def cupy_arrays() -> type:
+    """CuPy's own type of arrays without a GPU: from now on they all lie in the same host memory, which nobody reads."""
+    import cupy
+    from cupy.cuda import MemoryPointer, UnownedMemory
+
+    room = np.empty(1 << 24, np.uint8)
+    memory = UnownedMemory(room.ctypes.data, room.nbytes, room, device_id=0)
+    cupy.cuda.set_allocator(lambda size: MemoryPointer(memory, 0))
+    return cupy.ndarray
+
+
+def library(array: type) -> dict[str, Any]:
+    """NumPy with another type of arrays."""
+
+    def zeros(shape: Any, dtype: Any) -> Any:
+        made = array(shape, dtype)
+        if isinstance(made, np.ndarray):
+            made.fill(0)
+        return made
+
+    return vars(np) | dict(ndarray=array, empty=array, zeros=zeros)
 
 
 class NativeStandIn(NativeLauncher):
@@ -96,28 +113,20 @@ class NativeStandIn(NativeLauncher):
 
     Args:
         module: what `load` gives.
-        empty, zeros: allocate.
         array: the type of arrays.
     """
 
     capability, sms = 90, 132
 
-    def __init__(
-        self,
-        module: Any,
-        empty: Callable[..., Any] = Addressed,
-        zeros: Callable[..., Any] = zeros,
-        array: type[np.ndarray] = Addressed,
-    ) -> None:
+    def __init__(self, module: Any, array: type = Addressed) -> None:
         self.stream = SimpleNamespace(ptr=0x50)
         self.current_device = 3
         here = SimpleNamespace(
             runtime=SimpleNamespace(getDevice=lambda: self.current_device), get_current_stream=lambda: self.stream
         )
         self._module, self._kernels = module, {}
-        own = dict(cuda=here, ndarray=array, empty=empty, zeros=zeros)
-        own["ascontiguousarray"] = lambda x, dtype=None: np.ascontiguousarray(x, dtype).view(array)
-        self.xp = SimpleNamespace(**vars(np) | own)
+        own = dict(cuda=here, ascontiguousarray=lambda x, dtype=None: np.ascontiguousarray(x, dtype).view(array))
+        self.xp = SimpleNamespace(**library(array) | own)
 
     def identity(self) -> dict[str, str]:
         return {"gpu": "none", "driver": "none"}
@@ -125,4 +134,4 @@ class NativeStandIn(NativeLauncher):
     def tensor_map(self, description: Any, array: Any) -> np.ndarray:
         """The address, and a digest of the description: 128 bytes, as the driver's."""
         raw = struct.pack("=Q", array.data.ptr) + hashlib.sha512(repr(description).encode()).digest()
-        return np.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap"))[0]
+        return np.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap")).reshape(())

@@ -1,28 +1,31 @@
 """What an op costs the CPU before a GPU sees anything: look-up, outputs, packed arguments.
 
     python -m benchmarks.test_launch_cost                               microseconds per op, for both launchers
-    pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      the same, by pytest-benchmark
+    python -m benchmarks.test_launch_cost --arrays cupy                 with CuPy's own arrays; needs CuPy but no GPU
+    pytest -c benchmarks/pytest.ini benchmarks/test_launch_cost.py      the first, by pytest-benchmark
 
 Ops replay their programs (`dlgpu.backends.kernels.programs`). For CuPy's launcher, a stand-in does with the arguments
 what it does, and then nothing. The native launcher is the real one over a CUDA runtime that does nothing
-(`benchmarks.native_stand_in`). Arrays are NumPy's, but tell their address as CuPy's do. So CuPy's own share is missing,
-allocating outputs from its pool and views, and the driver's: cuLaunchKernel.
+(`benchmarks.native_stand_in`). Arrays are NumPy's, but tell their address as CuPy's do; or they are CuPy's, with memory
+that costs nothing. So what is missing of CuPy is its pool and its launch, and of the driver cuLaunchKernel.
 """
 
 from __future__ import annotations
 
+import argparse
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.native_stand_in import Addressed, NativeStandIn, build, load, runtime, zeros
+from benchmarks.native_stand_in import Addressed, NativeStandIn, build, cupy_arrays, library, load, runtime
 from dlgpu.backends.kernels import KernelBackend
 from dlgpu.backends.launchers.cupy import NULL, cast, packed
 from dlgpu.bench import check
@@ -35,20 +38,20 @@ GOALS = {"cupy": 6.0, "native": 2.5}  # microseconds
 class Packing:
     """A launcher that casts arguments as CuPy must be given them, and launches nothing; `count` says how often."""
 
-    xp, capability, sms, device, null = np, 90, 132, 0, NULL
+    capability, sms, device, null = 90, 132, 0, NULL
 
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, array: type = Addressed) -> None:
+        self.xp, self.count = SimpleNamespace(**library(array)), 0
 
     def identity(self) -> dict[str, str]:
         return {}
 
     def launch(self, kernel: str, grid: Any, block: Any, args: tuple[Any, ...], shared_bytes: int = 0) -> None:
-        cast(kernel, args, np.ndarray)
+        cast(kernel, args, self.xp.ndarray)
         self.count += 1
 
     def prepare(self, plan: Any) -> Any:
-        pack = packed(plan, np.ndarray)
+        pack = packed(plan, self.xp.ndarray)
 
         def start(values: tuple[Any, ...]) -> None:
             self.count += 1
@@ -73,8 +76,8 @@ class Noting:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def op(*args: Any, **options: Any) -> Any:
-            self.op, self.args, self.options = getattr(self.ops, name), args, options
-            return self.op(*args, **options)
+            self.name, self.args, self.options = name, args, options
+            return getattr(self.ops, name)(*args, **options)
 
         return op
 
@@ -84,16 +87,21 @@ def prepared(case: Case, launcher: Any) -> Callable[[], Any]:
 
     It is called as from a line of Python in which everything has a name: what it takes to get there is not counted.
     """
-    ops = KernelBackend("nothing", "cuda", launcher)
+    ops = KernelBackend("nothing", "cuda", Packing())
     arrays = check.draw(np, case.what.arrays(case.sizes), np.float32, 0)
     arrays = {n: a.view(Addressed) for n, a in arranged(np, case, arrays, "channels_last", "contiguous").items()}
-    arrays |= {name: array.view(Addressed) for name, array in case.what.saved(ops, arrays, case.sizes).items()}
+    arrays |= case.what.saved(ops, arrays, case.sizes)
     noted = Noting(ops)
     case.what.call(noted, arrays, case.sizes)
     values = {f"v{i}": value for i, value in enumerate((*noted.args, *noted.options.values()))}
     given = [*values][: len(noted.args)], zip(noted.options, [*values][len(noted.args) :], strict=True)
     line = ", ".join([*given[0], *(f"{option}={name}" for option, name in given[1])])
-    return eval(f"lambda: op({line})", values | {"op": noted.op})
+    array = launcher.xp.ndarray
+    if array is not Addressed:
+        alike = {n: array(v.shape, v.dtype, None, v.strides) for n, v in values.items() if isinstance(v, np.ndarray)}
+        values |= alike
+    op = getattr(KernelBackend("nothing", "cuda", launcher), noted.name)
+    return eval(f"lambda: op({line})", values | {"op": op})
 
 
 @cache
@@ -127,21 +135,24 @@ def median_us(op: Callable[[], Any], rounds: int = 15, calls: int = 100) -> floa
 
 
 def main() -> None:
-    """A line per op; natively also with outputs that are there already, which a dictionary finds."""
-    counting = Packing()
-    launchers = [counting, NativeStandIn(stand_in()), NativeStandIn(stand_in(), cache(Addressed), cache(zeros))]
+    """A line per op."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.test_launch_cost", description=main.__doc__)
+    parser.add_argument("--arrays", choices=("numpy", "cupy"), default="numpy")
+    array = Addressed if parser.parse_args().arrays == "numpy" else cupy_arrays()
+    counting = Packing(array)
+    launchers = [counting, NativeStandIn(stand_in(), array)]
     missed = dict.fromkeys(GOALS, 0)
-    print("microseconds per op      launches  cupy  native  without allocation  goals missed")
+    print("microseconds per op      launches  cupy  native  goals missed")
     for case in cases():
         ops = [prepared(case, launcher) for launcher in launchers]
         counting.count = 0
         ops[0]()
         launches = counting.count
-        cupy, native, ready = (median_us(op) for op in ops)
+        cupy, native = (median_us(op) for op in ops)
         missing = [name for name, us in (("cupy", cupy), ("native", native)) if us > GOALS[name]]
         for name in missing:
             missed[name] += 1
-        print(f"{case.op:<24} {launches:>8} {cupy:>5.1f} {native:>7.2f} {ready:>19.2f}  {', '.join(missing)}")
+        print(f"{case.op:<24} {launches:>8} {cupy:>5.1f} {native:>7.2f}  {', '.join(missing)}")
     for name, count in missed.items():
         print(f"{name}: {count} ops over the goal of {GOALS[name]} microseconds")
 

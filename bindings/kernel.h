@@ -9,7 +9,9 @@
 #include <cstring>
 #include <limits>
 #include <map>
+#include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "arrays.h"
@@ -22,7 +24,8 @@ inline PyObject* const kData = PyUnicode_InternFromString("data");
 inline PyObject* const kPtr = PyUnicode_InternFromString("ptr");
 inline PyObject* const kDtype = PyUnicode_InternFromString("dtype");
 
-constexpr int kDefaultShared = 48 << 10;  // bytes of dynamic shared memory that a kernel gets without asking
+constexpr const char* kWords = "dlgpu.backends.launchers.gpu";  // where the texts of errors are
+constexpr unsigned kDefaultShared = 48 << 10;  // bytes of dynamic shared memory that a kernel gets without asking
 
 inline const Entry& find(const std::string& name) {
   for (const Entry* entry = Entry::first; entry; entry = entry->next)
@@ -115,19 +118,18 @@ inline bool fits(const Parameter& parameter, Element element) {
   return element.kind == (raw ? 'V' : parameter.dtype[0]);
 }
 
-// Address and dtype of CuPy's array, recognised by `array.data.ptr`; false for what is none.
-inline bool locate(PyObject* value, void*& address, py::object& dtype) {
-  py::object data = attribute(value, kData), pointer;
-  if (data) pointer = attribute(data.ptr(), kPtr);
+// Address of CuPy's array, recognised by `array.data.ptr`; false for what is none.
+inline bool locate(PyObject* value, void*& address) {
+  const py::object data = attribute(value, kData);
+  const py::object pointer = data ? attribute(data.ptr(), kPtr) : py::object();
   if (!pointer || !PyLong_Check(pointer.ptr())) return false;
   address = PyLong_AsVoidPtr(pointer.ptr());
-  dtype = attribute(value, kDtype);
-  return bool(dtype);
+  return true;
 }
 
 // `accepted` remembers a dtype that fits, since there is one object of each.
 inline bool fits(const Parameter& parameter, const py::object& dtype, py::object& accepted) {
-  if (dtype.is(accepted)) return true;
+  if (!dtype || dtype.is(accepted)) return bool(dtype);
   const Element element{dtype.attr("kind").cast<char>(), dtype.attr("itemsize").cast<int>()};
   if (!fits(parameter, element)) return false;
   accepted = dtype;
@@ -136,8 +138,7 @@ inline bool fits(const Parameter& parameter, const py::object& dtype, py::object
 
 inline bool array(const Parameter& parameter, PyObject* value, py::object& accepted, Borrowed& borrowed, void* to) {
   Array array;
-  py::object dtype;
-  if (value != Py_None && !(locate(value, array.address, dtype) && fits(parameter, dtype, accepted))) {
+  if (value != Py_None && !(locate(value, array.address) && fits(parameter, attribute(value, kDtype), accepted))) {
     if (!from_interface(value, array, borrowed) && !from_dlpack(value, array, borrowed)) return false;
     if (!fits(parameter, array.element) || (parameter.writes && !array.writeable)) return false;
   }
@@ -198,18 +199,10 @@ class Kernel {
     }
   }
 
-  void launch(py::handle grid, py::handle block, const py::tuple& args, unsigned shared_bytes, int device,
-              std::uintptr_t stream) {
-    const Size size(grid, block, shared_bytes);
-    if (int(args.size()) != entry_.count) python(kWords, "refuse_count")(entry_.name, args.size());
-    Borrowed borrowed{reinterpret_cast<cudaStream_t>(stream), {}, {}};
-    Arguments arguments;
-    for (int i = 0; i < entry_.count; ++i) put(i, PyTuple_GET_ITEM(args.ptr(), i), borrowed, arguments.bytes);
-    start(size, arguments.bytes, borrowed, device);
-  }
-
-  // Bytes of all arguments.
-  unsigned size() const { return offsets_.back(); }
+  int count() const { return entry_.count; }
+  const char* name() const { return entry_.name; }
+  unsigned size() const { return offsets_.back(); }  // bytes of all arguments
+  unsigned offset(int i) const { return offsets_[i]; }
   bool points(int i) const { return entry_.parameters[i].pointer; }
 
   // Argument number i; raises if it does not fit.
@@ -217,31 +210,54 @@ class Kernel {
     if (!convert(i, value, borrowed, arguments + offsets_[i])) refuse(i, value);
   }
 
-  // The same for a pointer into an array of CuPy's, of which all is known; false if it does not fit.
-  bool put(int i, void* address, const py::object& dtype, char* arguments) {
-    if (!fits(entry_.parameters[i], dtype, dtypes_[i])) return false;
-    std::memcpy(arguments + offsets_[i], &address, sizeof address);
-    return true;
-  }
-
-  void start(const Size& size, char* arguments, const Borrowed& borrowed, int device) {
+  // Hands a launch over to CUDA; needs no lock of Python's.
+  cudaError_t start(const Size& size, char* arguments, cudaStream_t stream, int device) {
     void* values[kMostParameters];
     for (int i = 0; i < entry_.count; ++i) values[i] = arguments + offsets_[i];
-    const bool asks = size.shared_bytes > kDefaultShared && size.shared_bytes > shared_limits_[device];
-    cudaError_t status;
-    {
-      py::gil_scoped_release released;
-      status = cudaSetDevice(device);
-      if (status == cudaSuccess && asks)
-        status = cudaFuncSetAttribute(entry_.function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                      int(size.shared_bytes));
-      for (cudaStream_t producer : borrowed.producers)
-        if (status == cudaSuccess && producer != borrowed.stream) status = wait_for(producer, borrowed.stream);
-      if (status == cudaSuccess)
-        status = cudaLaunchKernel(entry_.function, size.grid, size.block, values, size.shared_bytes, borrowed.stream);
+    const cudaError_t status = size.shared_bytes > kDefaultShared ? allow(size.shared_bytes, device) : cudaSuccess;
+    if (status != cudaSuccess) return status;
+    return cudaLaunchKernel(entry_.function, size.grid, size.block, values, size.shared_bytes, stream);
+  }
+
+  // Raises what CUDA said of a launch.
+  [[noreturn]] void fail(cudaError_t status, const Size& size) const {
+    cudaGetLastError();  // else the next call would report it again
+    const std::string got = std::string("; got ") + cudaGetErrorName(status) + ": " + cudaGetErrorString(status);
+    switch (status) {
+      case cudaErrorNoDevice:
+      case cudaErrorInsufficientDriver:
+      case cudaErrorStubLibrary:
+      case cudaErrorInitializationError:
+      case cudaErrorDevicesUnavailable:
+      case cudaErrorSystemNotReady:
+      case cudaErrorSystemDriverMismatch:
+      case cudaErrorCompatNotSupportedOnDevice:
+        unavailable("[cuda:native] there must be an NVIDIA GPU and its driver" + got);
+      case cudaErrorNoKernelImageForDevice:
+      case cudaErrorInvalidDeviceFunction:
+      case cudaErrorInvalidKernelImage:
+      case cudaErrorUnsupportedPtxVersion:  // of the PTX that stands in for GPUs to come
+      case cudaErrorJitCompilerNotFound:
+      case cudaErrorJitCompilationDisabled:
+        unavailable("[cuda:native] must be built for this GPU" + got + ": name it in DLGPU_CUDA_ARCHITECTURES");
+      case cudaErrorIllegalAddress:
+      case cudaErrorMisalignedAddress:
+      case cudaErrorInvalidAddressSpace:
+      case cudaErrorIllegalInstruction:
+      case cudaErrorInvalidPc:
+      case cudaErrorHardwareStackError:
+      case cudaErrorLaunchFailure:
+      case cudaErrorLaunchTimeout:
+      case cudaErrorAssert:
+      case cudaErrorECCUncorrectable:
+        throw std::runtime_error(std::string("[") + entry_.name + "] it and all kernels before it must run to their end" +
+                                 got + ": start a new process, with CUDA_LAUNCH_BLOCKING=1 to learn which kernel failed");
+      default: break;
     }
-    if (status != cudaSuccess) fail(status, size);
-    if (asks) shared_limits_[device] = size.shared_bytes;
+    const auto text = [](dim3 n) { return std::string(py::repr(py::make_tuple(n.x, n.y, n.z))); };
+    throw std::runtime_error(std::string("[") + entry_.name + "] CUDA must accept the launch" + got + " (grid " +
+                             text(size.grid) + ", block " + text(size.block) + ", " +
+                             std::to_string(size.shared_bytes) + " bytes of shared memory)");
   }
 
   // ("const float32*", "uint32", "16 bytes", ...)
@@ -256,8 +272,6 @@ class Kernel {
   }
 
  private:
-  static constexpr const char* kWords = "dlgpu.backends.launchers.gpu";
-
   static unsigned bytes(const Parameter& parameter) { return parameter.pointer ? sizeof(void*) : parameter.bytes; }
 
   bool convert(int i, PyObject* value, Borrowed& borrowed, void* to) {
@@ -274,28 +288,59 @@ class Kernel {
     throw py::value_error(entry_.name);  // not reached: it raises
   }
 
-  [[noreturn]] void fail(cudaError_t status, const Size& size) const {
-    cudaGetLastError();  // else the next call would report it again
-    const std::string got = std::string("; got ") + cudaGetErrorName(status) + ": " + cudaGetErrorString(status);
-    std::string unavailable;
-    if (status == cudaErrorNoDevice || status == cudaErrorInsufficientDriver || status == cudaErrorStubLibrary)
-      unavailable = "[cuda:native] there must be an NVIDIA GPU and its driver" + got;
-    if (status == cudaErrorNoKernelImageForDevice)
-      unavailable = "[cuda:native] must be built for this GPU" + got + ": name it in DLGPU_CUDA_ARCHITECTURES";
-    if (!unavailable.empty()) {
-      PyErr_SetObject(python("dlgpu.errors", "BackendUnavailable").ptr(), py::str(unavailable).ptr());
-      throw py::error_already_set();
-    }
-    const auto text = [](dim3 n) { return std::string(py::repr(py::make_tuple(n.x, n.y, n.z))); };
-    throw std::runtime_error(std::string("[") + entry_.name + "] CUDA must accept the launch" + got + " (grid " +
-                             text(size.grid) + ", block " + text(size.block) + ", " +
-                             std::to_string(size.shared_bytes) + " bytes of shared memory)");
+  [[noreturn]] static void unavailable(const std::string& text) {
+    PyErr_SetObject(python("dlgpu.errors", "BackendUnavailable").ptr(), py::str(text).ptr());
+    throw py::error_already_set();
+  }
+
+  // More dynamic shared memory than the default must be asked for, once on each device.
+  cudaError_t allow(unsigned bytes, int device) const {
+    const std::lock_guard asking(asking_);
+    unsigned& allowed = allowed_[{&entry_, device}];
+    if (bytes <= allowed) return cudaSuccess;
+    const auto status = cudaFuncSetAttribute(entry_.function, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+    if (status == cudaSuccess) allowed = bytes;
+    return status;
   }
 
   const Entry& entry_;
-  std::vector<py::object> dtypes_;         // of structs: the declared one; of arrays: one that was found to fit
-  std::vector<unsigned> offsets_;          // where each argument begins; last, where they end
-  std::map<int, unsigned> shared_limits_;  // device -> bytes of dynamic shared memory that it was told of
+  std::vector<py::object> dtypes_;  // of structs: the declared one; of arrays: one that was found to fit
+  std::vector<unsigned> offsets_;   // where each argument begins; last, where they end
+
+  static inline std::mutex asking_;
+  static inline std::map<std::pair<const Entry*, int>, unsigned> allowed_;  // on a device, by whichever `Kernel`
 };
+
+struct Launch {
+  Kernel* kernel;
+  Size size;
+  unsigned begin;  // of its arguments, among those of the launches that are started with it
+};
+
+// Starts launches in order, all on the same stream. Python's lock is left once for all of them.
+inline void start(const Launch* launch, const Launch* end, char* arguments, const Borrowed& borrowed, int device) {
+  cudaError_t status;
+  {
+    py::gil_scoped_release released;  // CUDA waits when a stream's queue is full, and loads kernels at their first use
+    status = cudaSetDevice(device);
+    for (cudaStream_t producer : borrowed.producers)
+      if (status == cudaSuccess && producer != borrowed.stream) status = wait_for(producer, borrowed.stream);
+    while (status == cudaSuccess && launch != end) {
+      status = launch->kernel->start(launch->size, arguments + launch->begin, borrowed.stream, device);
+      if (status == cudaSuccess) ++launch;
+    }
+  }
+  if (status != cudaSuccess) launch->kernel->fail(status, launch->size);
+}
+
+inline void launch(Kernel& kernel, py::handle grid, py::handle block, const py::tuple& args, unsigned shared_bytes,
+                   int device, std::uintptr_t stream) {
+  const Launch one{&kernel, Size(grid, block, shared_bytes), 0};
+  if (int(args.size()) != kernel.count()) python(kWords, "refuse_count")(kernel.name(), args.size());
+  Borrowed borrowed{reinterpret_cast<cudaStream_t>(stream), {}, {}};
+  Arguments arguments;
+  for (int i = 0; i < kernel.count(); ++i) kernel.put(i, PyTuple_GET_ITEM(args.ptr(), i), borrowed, arguments.bytes);
+  start(&one, &one + 1, arguments.bytes, borrowed, device);
+}
 
 }  // namespace dl

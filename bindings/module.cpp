@@ -18,7 +18,7 @@ PYBIND11_MODULE(_native, module) {
   // module_local: two builds may live in one process, as in the tests
   py::class_<Kernel>(module, "Kernel", py::module_local())
       .def(py::init<const std::string&, const py::sequence&>())
-      .def("launch", &Kernel::launch)
+      .def("launch", &launch)
       .def_property_readonly("signature", &Kernel::signature);
   py::class_<Program, std::shared_ptr<Program>>(module, "Program", py::module_local())
       .def(py::init<const py::iterable&, const py::iterable&, const py::object&>());

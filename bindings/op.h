@@ -74,24 +74,27 @@ class Replay {
     const int device = steal(PyObject_CallNoArgs(device_.ptr())).cast<int>();
     Words words{device};
     Memory memory(1);  // slot 0 is not there
-    std::shared_ptr<const Program> program;
     if (read(args, positional, names, *programs, words, memory)) {
       const auto at = programs->found.find(words);
-      if (at != programs->found.end()) {
-        program = at->second;
-      } else {
-        program = steal(PyObject_Vectorcall(find.ptr(), args, positional, names)).cast<std::shared_ptr<Program>>();
-        if (program) programs->found.emplace(std::move(words), program);
+      if (at != programs->found.end()) return at->second->run(memory, true, device, stream());
+      const py::object found = steal(PyObject_Vectorcall(find.ptr(), args, positional, names));
+      if (const auto program = found.cast<std::shared_ptr<const Program>>()) {
+        py::object results = program->run(memory, false, device, stream());
+        programs->found.emplace(std::move(words), program);  // once it is known to fit
+        return results;
       }
     }
-    if (!program) return steal(PyObject_Vectorcall(plain.ptr(), args, positional, names));
-    const auto stream = steal(PyObject_GetAttr(steal(PyObject_CallNoArgs(stream_.ptr())).ptr(), kPtr));
-    return program->run(memory, device, reinterpret_cast<cudaStream_t>(stream.cast<std::uintptr_t>()));
+    return steal(PyObject_Vectorcall(plain.ptr(), args, positional, names));
   }
 
   py::object plain, find, backend;  // from which Python's garbage collector may come back to the op
 
  private:
+  cudaStream_t stream() const {
+    const auto pointer = steal(PyObject_GetAttr(steal(PyObject_CallNoArgs(stream_.ptr())).ptr(), kPtr));
+    return reinterpret_cast<cudaStream_t>(pointer.cast<std::uintptr_t>());
+  }
+
   static inline PyObject* const kLauncher = PyUnicode_InternFromString("launcher");
   static inline PyObject* const kShape = PyUnicode_InternFromString("shape");
   static inline PyObject* const kStrides = PyUnicode_InternFromString("strides");
@@ -117,24 +120,27 @@ class Replay {
     for (std::size_t i = 0; i < count; ++i) {
       const bool array = PyObject_TypeCheck(args[i], reinterpret_cast<PyTypeObject*>(arrays_.ptr()));
       const bool number = !array && i >= positional && changes(PyTuple_GET_ITEM(names, i - positional));
-      if (array || number) memory.push_back({py::reinterpret_borrow<py::object>(args[i]), {}, nullptr});
+      if (array || number) memory.push_back({py::reinterpret_borrow<py::object>(args[i])});
       if (number)
         words.push_back(kNumber);
-      else if (!(array ? describe(memory.back(), words) && add(memory.back().dtype.ptr()) : add(args[i])))
+      else if (!(array ? describe(memory.back(), programs, words) : add(args[i])))
         return false;
     }
     return true;
   }
 
-  static bool describe(Slot& array, Words& words) {
-    const py::object shape = attribute(array.value.ptr(), kShape), strides = attribute(array.value.ptr(), kStrides);
-    if (!array.located() || !shape || !strides || !PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr()))
+  static bool describe(Slot& array, Programs& programs, Words& words) {
+    PyObject* const value = array.value.ptr();
+    const py::object shape = attribute(value, kShape), strides = attribute(value, kStrides);
+    const py::object dtype = attribute(value, kDtype);
+    if (!array.located() || !dtype || !shape || !strides || !PyTuple_Check(shape.ptr()) || !PyTuple_Check(strides.ptr()))
       return false;
     words.insert(words.end(), {kArray, Word(PyTuple_GET_SIZE(shape.ptr())), Word(array.address) % kPlaces});
     for (PyObject* sizes : {shape.ptr(), strides.ptr()})
       for (Py_ssize_t axis = 0; axis < PyTuple_GET_SIZE(sizes); ++axis)
         words.push_back(PyLong_AsSsize_t(PyTuple_GET_ITEM(sizes, axis)));
-    return true;
+    words.push_back(programs.word(dtype.ptr()));
+    return words.back() != 0;
   }
 
   bool changes(PyObject* name) const {

@@ -43,8 +43,9 @@ def empty(xp: Any, shape: tuple[int, ...], dtype: np.dtype, memory_format: Memor
     """An uninitialised array of logical `shape` in the given format. `xp` is numpy or cupy."""
     if memory_format == "contiguous" or len(shape) != 4:
         return xp.empty(shape, dtype)
-    n, c, h, w = shape
-    return xp.empty((n, h, w, c), dtype).transpose(0, 3, 1, 2)
+    _, c, h, w = (max(1, size) for size in shape)  # axes of an empty array count as one long, as NumPy has it
+    item = np.dtype(dtype).itemsize
+    return xp.ndarray(shape, dtype, strides=(h * w * c * item, item, w * c * item, c * item))
 
 
 def is_stored(a: Any, memory_format: MemoryFormat) -> bool:

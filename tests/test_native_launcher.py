@@ -205,6 +205,22 @@ def test_a_program_checks_what_its_launches_get(fake: Recorded) -> None:
     assert fake.events() == []
 
 
+def test_a_program_of_many_launches(fake: Recorded) -> None:
+    """More than have room for their arguments at a time."""
+    kernel = fake.launcher._kernel("everything<float>")
+    step = lambda i: ((), kernel, (7, 8, 9), (32, 2, 1), 0, dict(enumerate((GOOD | dict(i=i)).values())), {}, ())  # noqa: E731
+    module = fake.launcher._module
+    program = module.Program([step(i) for i in range(40)], [], ())
+    plain = types.SimpleNamespace(__signature__=None)
+    backend, cuda = types.SimpleNamespace(launcher=fake.launcher), fake.launcher.xp.cuda
+    here = cuda.runtime.getDevice, cuda.get_current_stream
+    op = module.replayed(plain, lambda: program, backend, fake.launcher, CupyArray, (), [], *here)
+    expected = [event for i in range(40) for event in fake.launch(i=i)[1:]]
+    for _ in range(2):
+        op()
+        assert [event for event in fake.events() if not event.startswith("device ")] == expected
+
+
 def test_each_instantiation_is_itself(fake: Recorded) -> None:
     for type_, dtype in (("float", "f4"), ("__half", "f2"), ("__nv_bfloat16", ml_dtypes.bfloat16)):
         array = CupyArray(0x4000, dtype)
@@ -259,6 +275,10 @@ def test_large_shared_memory_is_asked_for_once(fake: Recorded) -> None:
         [e for e in fake.launch(shared_bytes=kib << 10) if e.startswith(attribute)] for kib in (48, 64, 64, 60, 96)
     ]
     assert asked == [[], [attribute + "65536"], [], [], [attribute + "98304"]]
+    another = Recorded(fake.library)  # launcher, on the same device: it must not lower the limit
+    assert [e for e in another.launch(shared_bytes=64 << 10) if e.startswith(attribute)] == []
+    fake.launcher.xp.cuda.runtime.getDevice = lambda: DEVICE + 1
+    assert fake.launch(shared_bytes=64 << 10)[:2] == [f"device {DEVICE + 1}", attribute + "65536"]
 
 
 def label(value: Any) -> str:
@@ -367,7 +387,15 @@ def test_wrong_names_counts_and_sizes(fake: Recorded) -> None:
     [
         (100, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver; got cudaErrorFake"),
         (35, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver"),
+        (802, BackendUnavailable, r"\[cuda:native\] there must be an NVIDIA GPU and its driver"),
         (209, BackendUnavailable, r"\[cuda:native\] must be built for this GPU; .*DLGPU_CUDA_ARCHITECTURES"),
+        (222, BackendUnavailable, r"\[cuda:native\] must be built for this GPU; .*DLGPU_CUDA_ARCHITECTURES"),
+        (
+            700,
+            RuntimeError,
+            r"\[everything<float>\] it and all kernels before it must .*; got .*CUDA_LAUNCH_BLOCKING=1",
+        ),
+        (719, RuntimeError, r"\[everything<float>\] it and all kernels before it must run to their end; got cudaErr"),
         (
             9,
             RuntimeError,
@@ -376,7 +404,7 @@ def test_wrong_names_counts_and_sizes(fake: Recorded) -> None:
     ],
 )
 def test_errors_of_cuda(fake: Recorded, code: int, error: type, words: str) -> None:
-    fake.library.fake_error(code)
+    fake.library.fake_error(code, 0)
     with pytest.raises(error, match="^" + words):
         fake.launch()
     assert fake.events()[-1] == "cleared"

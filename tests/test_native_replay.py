@@ -11,7 +11,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,7 +34,15 @@ class Address:
 
 
 class DeviceArray(np.ndarray):
-    """Tells its real address, as an array of CuPy does."""
+    """Tells its real address, as an array of CuPy does, and `made` of every array that is allocated."""
+
+    made: ClassVar[Callable[[Any], None]]
+
+    def __new__(cls, shape: Any, dtype: Any, buffer: None = None, offset: int = 0, strides: Any = None) -> DeviceArray:
+        array = super().__new__(cls, shape, dtype, buffer, offset, strides)
+        array.fill(0)
+        cls.made(array)
+        return array
 
     @property
     def data(self) -> Address:  # type: ignore[override]
@@ -48,15 +56,14 @@ class Recorded:
         self.library = library
         self.kept: list[np.ndarray] = []  # everything allocated: so that no address is used twice
         self.keeping = True
-        self.launcher = NativeStandIn(module, self.empty, self.empty, DeviceArray)
+        DeviceArray.made = self.made
+        self.launcher = NativeStandIn(module, DeviceArray)
         self.clock = Clock()
         self.ops, self.plain = KernelBackend("native", "cuda", self.launcher, self.clock), KernelOps(self.launcher)
 
-    def empty(self, shape: Any, dtype: Any) -> np.ndarray:
-        array = np.zeros(shape, dtype).view(DeviceArray)
+    def made(self, array: np.ndarray) -> None:
         if self.keeping:
             self.kept.append(array)
-        return array
 
     def events(self) -> list[str]:
         return self.library.fake_events().decode().splitlines()
@@ -103,7 +110,7 @@ class Clock:
 @pytest.fixture
 def native(recorder: tuple[Any, Any]) -> Iterator[Recorded]:  # noqa: F811
     yield Recorded(*recorder)
-    recorder[1].fake_error(0)
+    recorder[1].fake_error(0, 0)
 
 
 def array(*shape: int, dtype: Any = np.float32) -> np.ndarray:
@@ -160,6 +167,16 @@ def test_several_launches_in_order_on_one_stream(native: Recorded) -> None:
     native.launcher.stream.ptr = 0x88  # the stream is that of the moment
     again = native.launches(lambda: native.ops.batch_norm_train(x, v, v, v, v))
     assert all(event.endswith(f" {0x88}") for event in again if isinstance(event, str))
+
+
+def test_launches_are_handed_over_together(native: Recorded) -> None:
+    """Python's lock is left once for all launches between which nothing is allocated after something was freed."""
+    x, v = array(2, 64, 9, 9), array(64)
+    native.replayed(lambda: native.ops.batch_norm_grad(x, x, v, v, v))
+    native.events()
+    native.ops.batch_norm_grad(x, x, v, v, v)
+    kinds = [event.split(" ")[0] for event in native.events() if not event.startswith("dl::")]
+    assert kinds == ["device", "launch", "launch", "launch"]
 
 
 def test_arrays_of_the_moment(native: Recorded) -> None:
@@ -318,11 +335,23 @@ def test_a_tuned_call_is_replayed_once_it_is_tuned(
 def test_errors_of_cuda(native: Recorded) -> None:
     x = array(2, 32)
     native.ops.softmax(x)
-    native.library.fake_error(9)
+    native.library.fake_error(9, 0)
     with pytest.raises(RuntimeError, match=r"^\[dl::softmax<.*>\] CUDA must accept the launch; got cudaErrorFake"):
         native.ops.softmax(x)
     native.events()
     native.replayed(lambda: native.ops.softmax(x))
+
+
+def test_an_error_names_the_launch_that_it_is_of(native: Recorded) -> None:
+    x, v = array(2, 64, 9, 9), array(64)
+    native.ops.batch_norm_train(x, v, v, v, v)
+    for before, name in enumerate(("moments", "statistics", "apply")):
+        native.events()
+        native.library.fake_error(9, before)
+        with pytest.raises(RuntimeError, match=rf"^\[dl::batch_norm_{name}.*\] CUDA must accept the launch"):
+            native.ops.batch_norm_train(x, v, v, v, v)
+        assert sum(event.startswith("launch ") for event in native.events()) == before
+    native.replayed(lambda: native.ops.batch_norm_train(x, v, v, v, v))
 
 
 def test_errors_of_the_array_library(native: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,21 +382,17 @@ def test_nothing_is_kept(native: Recorded) -> None:
     assert backend() is None
 
 
-def test_workspace_is_freed_when_nothing_needs_it(native: Recorded) -> None:
+def test_workspace_is_freed_when_nothing_needs_it(native: Recorded, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where launches got views of it: im2col in rounds."""
-    native.keeping = False
     made: list[Any] = []
     most = 0
-    empty = native.empty
 
-    def noting(shape: Any, dtype: Any) -> np.ndarray:
+    def noting(array: np.ndarray) -> None:
         nonlocal most
         most = max(most, sum(ref() is not None for ref in made))
-        array = empty(shape, dtype)
         made.append(weakref.ref(array))
-        return array
 
-    native.launcher.xp.empty = noting
+    monkeypatch.setattr(DeviceArray, "made", noting)
     x, w = array(4, 16, 12, 12), array(16, 16, 3, 3)
     with tuning.workspace_limit(0):
         for conv2d in (native.ops.conv2d, native.ops.conv2d, programs.Replayed(native.ops, "conv2d")):

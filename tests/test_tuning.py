@@ -424,9 +424,9 @@ class Pooling(Device):
         def start(values: list[Any]) -> None:
             note(values)
             *_, y, argmax = values
-            if argmax is None:  # memory is (N, P, Q, K)
+            if argmax is None:
                 y[...] = 0.0
-                y[:, ::2, ::2], y[:, ::2, 1::2] = 1.0, 1.0 - 1e-6
+                y[..., ::2, ::2], y[..., ::2, 1::2] = 1.0, 1.0 - 1e-6
             else:
                 y[...] = 1.0
                 argmax[...] = self.place if self.wrong in plan.kernel else 0

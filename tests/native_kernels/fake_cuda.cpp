@@ -14,7 +14,8 @@ namespace {
 
 std::string events;
 std::mutex writing;  // launches come from several threads
-cudaError_t next_error = cudaSuccess;  // of the next launch
+cudaError_t next_error = cudaSuccess;  // of a launch,
+int before_it = 0;                     // which is the next one after so many
 bool recording = true;
 
 template <typename... P, size_t... I>
@@ -65,7 +66,10 @@ __attribute__((visibility("default"))) const char* fake_events() {
   return result.c_str();
 }
 __attribute__((visibility("default"))) void fake_recording(int wanted) { recording = wanted; }
-__attribute__((visibility("default"))) void fake_error(int error) { next_error = cudaError_t(error); }
+__attribute__((visibility("default"))) void fake_error(int error, int launches) {
+  next_error = cudaError_t(error);
+  before_it = launches;
+}
 
 cudaError_t cudaSetDevice(int device) {
   if (!recording) return cudaSuccess;
@@ -81,7 +85,7 @@ cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute attribute, int v
 
 cudaError_t cudaLaunchKernel(const void* function, dim3 grid, dim3 block, void** values, size_t shared_bytes,
                              cudaStream_t stream) {
-  if (next_error != cudaSuccess) return next_error;
+  if (next_error != cudaSuccess && before_it-- == 0) return next_error;
   if (!recording) return cudaSuccess;
   std::string sizes;
   for (unsigned n : {grid.x, grid.y, grid.z, block.x, block.y, block.z}) sizes += std::to_string(n) + " ";

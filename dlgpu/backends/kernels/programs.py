@@ -11,8 +11,8 @@ import inspect
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial, reduce
-from operator import itemgetter, methodcaller
+from functools import partial
+from operator import itemgetter
 from types import NoneType, SimpleNamespace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,9 +39,10 @@ MOST_PROGRAMS = 2048  # the least recently used are forgotten
 
 
 class Make(NamedTuple):
-    """One more array or number: `function` of the one in `slot`, or of nothing."""
+    """One more array or number: `function(*args)`, or `function` of the one in `slot` and `args`."""
 
     function: Callable[..., Any]
+    args: tuple[Any, ...] = ()
     slot: int | None = None
 
 
@@ -136,13 +137,13 @@ class Program:
     def run(self, memory: list[Any]) -> Any:
         """Results for `null` and the arguments in `memory`, which is used up."""
         for makes, start, pick, done in self._started:
-            for function, slot in makes:
-                memory.append(function() if slot is None else function(memory[slot]))
+            for function, args, slot in makes:
+                memory.append(function(*args) if slot is None else function(memory[slot], *args))
             start(pick(memory))
             for slot in done:
                 memory[slot] = None
-        for function, slot in self.last:
-            memory.append(function() if slot is None else function(memory[slot]))
+        for function, args, slot in self.last:
+            memory.append(function(*args) if slot is None else function(memory[slot], *args))
         return self._returned(memory)
 
 
@@ -189,7 +190,7 @@ class Tracer(KernelOps):
     def each_call(self, function: Callable[[Any], Any], number: Any) -> Any:
         if not isinstance(number, Number):
             return function(number)
-        return Number(self._make(function, number.slot))
+        return Number(self._make(function, (), number.slot))
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         self._write_down(plan, (), arrays)
@@ -201,11 +202,12 @@ class Tracer(KernelOps):
         if plan.empty:
             return
         places = [0 if a is None else self._slot(a) if a.moved else a.slot for a in arrays]
-        mapped = [self._make(partial(self._real.tensor_map, m), at) for m, at in zip(maps, places, strict=False)]
+        mapped = [self._make(partial(self._real.tensor_map, m), (), at) for m, at in zip(maps, places, strict=False)]
         numbers = [arg.slot for arg in plan.args if isinstance(arg, Number)]
         slots = (*mapped, *places[len(maps) :], *numbers)
-        used = {a.slot for a in arrays if a is not None} | {*places, *slots}
-        self._steps.append((self._take(), plan, slots, used))
+        make = self._take()
+        used = {*places, *slots} | {one.slot for one in make if one.slot is not None}
+        self._steps.append((make, plan, slots, used))
 
     def program(self, results: Any) -> Program:
         """What was written down, as a program that returns `results`."""
@@ -224,20 +226,26 @@ class Tracer(KernelOps):
             steps.append(Step(make, plan, wiring, tuple(sorted(done))))
         return Program(self._real, steps, self._take(), slots if isinstance(results, tuple) else slots[0], most)
 
-    def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any) -> Symbol:
-        symbol = Symbol(self._make(partial(getattr(self._real.xp, kind), shape, dtype)), shape, dtype)
+    def _allocate(self, kind: str, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None) -> Symbol:
+        function = getattr(self._real.xp, kind)
+        args: tuple[Any, ...] = shape, dtype
+        if strides is not None:  # by position, which costs less than by name; NumPy takes an offset before them
+            numpy = isinstance(function, type) and issubclass(function, np.ndarray)
+            args += (None, 0, strides) if numpy else (None, strides)
+        symbol = Symbol(self._make(function, args), shape, dtype, strides)
         self._bytes[symbol.slot] = symbol.size * symbol.itemsize
         return symbol
 
     def _slot(self, view: Symbol) -> int:
         """A slot of its own for a view."""
-        views = [methodcaller(method, *args) for method, args in view.views]
-        one_by_one = partial(reduce, lambda array, take: take(array), views)
-        return self._make(views[0] if len(views) == 1 else one_by_one, view.slot)
+        slot = view.slot
+        for method, args in view.views:
+            slot = self._make(getattr(self._real.xp.ndarray, method), args, slot)
+        return slot
 
-    def _make(self, function: Callable[..., Any], slot: int | None = None) -> int:
+    def _make(self, function: Callable[..., Any], args: tuple[Any, ...] = (), slot: int | None = None) -> int:
         """The slot of what a `Make` will make."""
-        self._pending.append(Make(function, slot))
+        self._pending.append(Make(function, args, slot))
         self._free += 1
         return self._free - 1
 

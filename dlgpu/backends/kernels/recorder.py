@@ -27,7 +27,9 @@ class Recorder(KernelOps):
     name, device = "recorder", "host-kernels"
 
     def __init__(self, capability: int = 90, sms: int = 132, xp: Any = None) -> None:
-        phantoms = SimpleNamespace(empty=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous)
+        phantoms = SimpleNamespace(
+            empty=phantom, ndarray=phantom, zeros=phantom, ascontiguousarray=_contiguous, asarray=_contiguous
+        )
         super().__init__(SimpleNamespace(xp=xp or phantoms, capability=capability, sms=sms))
         self.plans: list[Plan] = []
 
@@ -37,11 +39,13 @@ class Recorder(KernelOps):
             self.plans.append(plan)
 
 
-def phantom(shape: Any, dtype: Any = np.float32) -> np.ndarray:
-    """An array of any size with the strides of a contiguous one and the memory of one element: for its shape only."""
+def phantom(
+    shape: Any, dtype: Any = np.float32, memory: None = None, strides: tuple[int, ...] | None = None
+) -> np.ndarray:
+    """An array of any size with the memory of one element, for its shape and strides; called as `cupy.ndarray`."""
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
     item = np.dtype(dtype).itemsize
-    strides = tuple(item * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+    strides = strides or tuple(item * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
     return np.lib.stride_tricks.as_strided(np.zeros((), dtype), shape, strides, writeable=False)
 
 

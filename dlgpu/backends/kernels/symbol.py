@@ -114,16 +114,22 @@ class Number:
 
 
 class SymbolicArrays:
-    """The array library whose arrays are symbols. `allocate(kind, shape, dtype)`: kind is "empty" or "zeros"."""
+    """The array library whose arrays are symbols.
 
-    def __init__(self, allocate: Callable[[str, tuple[int, ...], Any], Symbol]) -> None:
+    `allocate(kind, shape, dtype, strides)`: kind is "ndarray" or "zeros"; strides are None for a contiguous array.
+    """
+
+    def __init__(self, allocate: Callable[[str, tuple[int, ...], Any, tuple[int, ...] | None], Symbol]) -> None:
         self._allocate = allocate
 
     def empty(self, shape: Any, dtype: Any) -> Symbol:
-        return self._allocate("empty", shape if isinstance(shape, tuple) else (shape,), dtype)
+        return self.ndarray(shape if isinstance(shape, tuple) else (shape,), dtype)
+
+    def ndarray(self, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...] | None = None) -> Symbol:
+        return self._allocate("ndarray", shape, dtype, strides)
 
     def zeros(self, shape: Any, dtype: Any) -> Symbol:
-        return self._allocate("zeros", shape if isinstance(shape, tuple) else (shape,), dtype)
+        return self._allocate("zeros", shape if isinstance(shape, tuple) else (shape,), dtype, None)
 
     def ascontiguousarray(self, x: Symbol, dtype: Any = None) -> Symbol:
         if not x.c_contiguous or dtype not in (None, x.dtype):

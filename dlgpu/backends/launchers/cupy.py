@@ -1,4 +1,4 @@
-"""Runs the kernels on NVIDIA GPUs through CuPy: no compiler at install time, any GPU from sm_70 up.
+"""Runs the kernels on NVIDIA GPUs through CuPy: no compiler at install time; any GPU from sm_75 to sm_100.
 
 Kernels are compiled by our own NVRTC call (`dlgpu.backends.kernels.compile`) to a cubin per family and architecture,
 because CuPy cannot name targets such as sm_90a and its own cache does not notice an edited header. The cubins are kept
@@ -136,7 +136,10 @@ def _cast_to(parameter: sources.Parameter, array: type) -> Callable[[Any], Any]:
     if kind is None:
         return lambda value: NULL if value is None else value if isinstance(value, array) else None
     if kind.names:
-        return lambda value: value if getattr(value, "dtype", None) == kind else None
+        # A 0-d array: of a NumPy scalar CuPy 14.0 takes no more than 63 bytes.
+        return lambda value: (
+            value if isinstance(value, np.ndarray) and (value.dtype, value.shape) == (kind, ()) else None
+        )
     make, numbers = kind.type, NUMBERS[kind.kind]
     if kind.kind == "f":
         most = float(np.finfo(kind).max)

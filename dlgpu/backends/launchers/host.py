@@ -171,7 +171,7 @@ class HostLauncher:
         sizes, strides, boxes = ((*t, *(0,) * 4)[:n] for t, n in ((m.sizes, 4), (m.strides, 3), (box, 4)))
         head = (0x4D414D54, len(m.sizes), isinstance(m, Im2col), array.itemsize, 1, array.ctypes.data)
         raw = struct.pack("=I4BQ4I3Q4H4b4B", *head, *sizes, *strides, *boxes, *corners)
-        return numpy.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap"))[0]
+        return numpy.frombuffer(raw.ljust(128, b"\0"), sources.struct("TensorMap")).reshape(())
 
     def configure(
         self, order: str = "forward", block_order: str = "forward", copies: str = "late", seed: int = 0
