@@ -32,7 +32,7 @@ def list_kernels() -> None:
 
 
 @kernels.command("compile")
-@click.option("--arch", "archs", multiple=True, help="sm_75 ... sm_100, several allowed [default: all]")
+@click.option("--arch", "archs", multiple=True, help="sm_75 ... sm_120, several allowed [default: all]")
 @click.option("--family", "only", multiple=True, help="several allowed [default: all]")
 def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
     """Compile with NVRTC and print what each kernel takes as a Markdown table (docs/kernels.md).

@@ -87,6 +87,9 @@ def test_wrong_count_and_wrong_struct() -> None:
         (89, "sm_89"),
         (90, "sm_90a"),
         (100, "sm_100"),
+        (103, "sm_100"),
+        (120, "sm_120"),
+        (121, "sm_120"),
     ],
 )
 def test_targets(capability: int, arch: str) -> None:

@@ -16,7 +16,7 @@ from dlgpu.backends.cuda_headers import cuda_headers
 from dlgpu.backends.kernels.sources import families, folder
 from dlgpu.errors import BackendUnavailable, DlgpuError, UnknownName
 
-ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100")
+ARCHITECTURES = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_120")
 
 
 class CompileError(DlgpuError, RuntimeError):

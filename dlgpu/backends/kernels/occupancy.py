@@ -22,15 +22,17 @@ class Multiprocessor:
     shared_unit: int  # shared memory is given to blocks in multiples of this
 
 
+_SM_89 = Multiprocessor(48, 24, 100 * 1024, 1024, 128)
 _SM_90 = Multiprocessor(64, 32, 228 * 1024, 1024, 128)
 MULTIPROCESSORS = {
     "sm_75": Multiprocessor(32, 16, 64 * 1024, 0, 256),
     "sm_80": Multiprocessor(64, 32, 164 * 1024, 1024, 128),
     "sm_86": Multiprocessor(48, 16, 100 * 1024, 1024, 128),
-    "sm_89": Multiprocessor(48, 24, 100 * 1024, 1024, 128),
+    "sm_89": _SM_89,
     "sm_90": _SM_90,
     "sm_90a": _SM_90,
     "sm_100": _SM_90,
+    "sm_120": _SM_89,
 }
 # The same on all of them: registers of an SM, a quarter in each of its partitions, given to warps in multiples of 256.
 REGISTERS, PARTITIONS, REGISTER_UNIT = 65_536, 4, 256

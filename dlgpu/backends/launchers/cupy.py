@@ -1,4 +1,4 @@
-"""Runs the kernels on NVIDIA GPUs through CuPy: no compiler at install time; any GPU from sm_75 to sm_100.
+"""Runs the kernels on NVIDIA GPUs through CuPy: no compiler at install time; any GPU from sm_75 to sm_120.
 
 Kernels are compiled by our own NVRTC call (`dlgpu.backends.kernels.compile`) to a cubin per family and architecture,
 because CuPy cannot name targets such as sm_90a and its own cache does not notice an edited header. The cubins are kept
