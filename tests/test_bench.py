@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,7 @@ from dlgpu.backends import reference, tuning
 from dlgpu.bench import cases, check, contestants, lab, measure, networks, report, run
 from dlgpu.bench.cases import Case, by_information, every_case, select, tiny
 from dlgpu.bench.command import choose
+from dlgpu.bench.goals import GOALS, Goal
 from dlgpu.bench.measure import Ceilings, EventClock, Work
 from dlgpu.bench.ops import OPS
 from dlgpu.errors import BackendUnavailable, DataError, ShapeError, UnknownName
@@ -137,10 +139,68 @@ def test_a_short_run_sees_a_bit_of_everything() -> None:
     order = select()
     assert {c.op for c in order[:100]} == set(OPS)
     assert {c.dtype for c in order[:200]} == set(cases.DTYPES)
-    first_convs = [c for c in order if c.op == "conv2d" and c.dtype == "float32"][:6]
+    first_convs = [c for c in order if c.op == "conv2d" and c.dtype == "tf32"][:6]  # in which no goal goes first
     assert {c.group for c in first_convs} == set(networks.NETWORKS)  # the heaviest layer of each
     assert {c.batch for c in first_convs} == {64}
     assert sorted(map(id, by_information(order))) == sorted(map(id, order))  # nothing lost, nothing twice
+
+
+def test_the_goals_are_answered_first() -> None:
+    """A run that sees no more cases than there are goals sees one of each; two of each come next."""
+    order = select()
+    for goal in GOALS:
+        answers = [case for case in order if goal.takes(case)]
+        seen = sum(goal.takes(case) for case in order[: len(GOALS)])
+        assert seen >= 1, goal.text
+        assert sum(goal.takes(case) for case in order[: 2 * len(GOALS)]) >= min(2, len(answers)), goal.text
+    assert not any(goal.takes(case) for goal in GOALS for case in tiny(order))
+
+
+def test_which_cases_answer_a_goal() -> None:
+    def takes(text: str, op: str, dtype: str, **sizes: int) -> bool:
+        (goal,) = (goal for goal in GOALS if goal.text == text)
+        return goal.takes(Case(op, "group", "name", dtype, conv | sizes))
+
+    conv = dict(N=32, C=128, H=28, K=128, R=3, stride=1, padding=1, groups=1)
+    wide = "half conv, 3x3, C and K >= 128"
+    assert takes(wide, "conv2d", "bfloat16")
+    for other in (dict(N=31), dict(C=127), dict(K=127), dict(R=1), dict(groups=2)):
+        assert not takes(wide, "conv2d", "bfloat16", **other)
+    assert not takes(wide, "conv2d", "float32")
+    assert not takes(wide, "conv2d_bias_relu", "float16")
+    assert takes("half conv + bias + ReLU, C or K <= 64", "conv2d_bias_relu", "float16", K=64)
+    assert not takes("half conv + bias + ReLU, C or K <= 64", "conv2d_bias_relu", "float16")
+    few, many = "float32 conv, 3x3, C <= 128 (Winograd)", "float32 conv, 3x3, C >= 256 (Winograd)"
+    assert [takes(few, "conv2d", "float32", C=c) for c in (3, 64, 128, 129, 256)] == [False, True, True, False, False]
+    assert [takes(many, "conv2d", "float32", C=c) for c in (128, 255, 256, 512)] == [False, False, True, True]
+    assert not takes(few, "conv2d", "float32", stride=2)
+    assert not takes(few, "conv2d", "tf32")
+
+
+def test_how_far_a_goal_was_reached() -> None:
+    row = {
+        "cached": False,
+        "results": [
+            {"by": "dlgpu", "ours": True, "us": 12.0},
+            {"by": "dlgpu winograd2", "ours": True, "us": 10.0},
+            {"by": "dlgpu hopper", "ours": True, "state": "WRONG"},
+            {"by": "torch", "ours": False, "us": 30.0},
+            {"by": "torch channels_last", "ours": False, "us": 15.0},
+            {"by": "numpy", "ours": False, "us": 1.0},
+        ],
+    }
+    ratio = Goal("ratio", lambda case: True, ("torch", "torch channels_last"), 1.4, 1.6)
+    assert ratio.reached(row, 8.0) == (1.5, "dlgpu winograd2")
+    assert replace(ratio, against=("torch",)).reached(row, 8.0) == (3.0, "dlgpu winograd2")
+    assert replace(ratio, against=("cudnn",)).reached(row, 8.0) is None
+    share = replace(ratio, against=())
+    assert share.reached(row, 8.0) == (0.8, "dlgpu winograd2")
+    assert share.reached(row | {"cached": True}, 8.0) is share.reached(row, None) is None
+    assert ratio.reached({"state": "timeout", "reason": "hung", "case": {}}, 8.0) is None
+    assert [ratio.verdict(v) for v in (None, 1.39, 1.4, 1.6, float("nan"))] == [
+        *("not measured", "not met", "met", "met, and the stretch", "not met")
+    ]
+    assert (ratio.shown(1.5), share.shown(0.853), share.shown(None)) == ("1.50x", "85%", "-")
 
 
 def test_filters() -> None:
@@ -172,6 +232,7 @@ def test_defaults_of_the_command() -> None:
     assert {c.dtype for c in gpu} == set(cases.DTYPES)
     emulated, settings = choose((), device="host-kernels", **free)  # type: ignore[arg-type]
     assert max(c.bytes for c in emulated) < 1e6
+    assert {c.dtype for c in emulated} == set(cases.DTYPES)
     assert settings.compare == ()
     assert not settings.ceilings
     for wrong in (dict(algorithms=("winograd",)), dict(compare=("pytorch",)), dict(layout="nhwc")):
@@ -462,7 +523,7 @@ def test_capture_makes_a_graph_with_memory_of_its_own() -> None:
         cupy.log.append("call")
         pools.add(id(cupy.allocator.__self__))
 
-    work = clock.capture([call, call])
+    work = clock.capture([call, call], 1.0)
     assert cupy.log == ["use", "call", "call", "sync", "begin", "call", "call", "end"]
     assert (work.calls, work.how) == (2, "graph")
     assert clock.seconds(work.run) / work.calls == pytest.approx(4e-3)  # one replay makes two calls
@@ -483,7 +544,7 @@ def test_what_cannot_be_captured_is_called_one_by_one(how: str) -> None:
         cupy.log.append("call")
         cupy.time += 1e-3
 
-    work = clock.capture([call] * 3)
+    work = clock.capture([call] * 3, 1.0)
     assert work.how.startswith("events (no graph: ")
     assert ("NotImplementedError: calling" in work.how) == (how == "in the call")
     assert "end" in cupy.log  # the stream does not stay in capture mode
@@ -498,6 +559,26 @@ def test_memory_is_nan_before_a_check() -> None:
     assert cupy.log == ["fill 0xff 512"]
     for kind in ("f4", "f2", dtypes.bfloat16):
         assert np.isnan(np.frombuffer(b"\xff" * 4, kind).astype(np.float32)).all()
+
+
+def test_outputs_leave_the_cache_too() -> None:
+    """As many results are alive as there are input sets, so that they cannot all lie in one place."""
+
+    class Output:
+        pass
+
+    outputs: list[weakref.ref[Output]] = []
+    alive: list[int] = []
+
+    def call() -> Output:
+        made = Output()
+        outputs.append(weakref.ref(made))
+        alive.append(sum(one() is not None for one in outputs))
+        return made
+
+    measure.one_by_one([call] * 3, 20e-6).run()
+    assert alive == [1, 2, 3] + [4] * 9  # three sets, and the one that is being made
+    assert not any(one() for one in outputs)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -533,12 +614,14 @@ def test_contestants_take_turns_in_changing_order() -> None:
 
 
 def test_repeats_fill_the_shortest_time() -> None:
-    a, b = (lambda: None), (lambda: None)
-    assert measure.repeated([a, b], 1.0) == [a, b]
-    assert measure.repeated([a, b], 20e-6) == [a, b] * 5
-    assert len(measure.repeated([a, b], 0.0)) == measure.MOST_CALLS
-    assert len(measure.repeated([a] * 32, 1e-9)) == measure.MOST_CALLS
     ran: list[int] = []
+    work = measure.one_by_one([lambda: ran.append(0), lambda: ran.append(1)], 20e-6)
+    work.run()
+    assert ran == [0, 1] * 5
+    assert (work.calls, work.how) == (10, "events")
+    for sets, seconds, calls in ((2, 1.0, 2), (2, 0.0, measure.MOST_CALLS), (32, 1e-9, measure.MOST_CALLS)):
+        assert measure.one_by_one([lambda: None] * sets, seconds).calls == calls
+    ran.clear()
     work = measure.cycle([lambda: ran.append(0), lambda: ran.append(1), lambda: ran.append(2)], "clock", 100e-6)
     assert work.calls == 2
     work.run()
@@ -629,7 +712,7 @@ def test_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
     (row,) = here.run(GEMM)["results"]
     assert row["state"] == "ok"
     assert "us" not in row
-    (line,) = report.lines({"case": run.describe(GEMM), "results": [row]}, None)
+    (line,) = report.lines({"case": run.describe(GEMM), "results": [row], "cached": False}, None)
     assert "right; not timed" in report.line_of(report.cells(line))
 
 
@@ -661,6 +744,7 @@ def test_the_kernels_run_on_the_host_launcher(op: str) -> None:
 
 MACHINE = {
     "device": "cpu",
+    "backend": "numpy",
     "name": "a machine",
     "dlgpu": "0",
     "commit": "abc",
@@ -815,13 +899,18 @@ def some_results(path: Path) -> run.Results:
     results = run.Results(path, dict(MACHINE), {}, left=5)
     results.rows = [
         {"case": run.describe(GEMM)} | FINE,
-        {"case": run.describe(conv), "results": [timed("dlgpu", 10.0, True, conv), timed("torch", 30.0, False, conv)]},
+        {
+            "case": run.describe(conv),
+            "results": [timed("dlgpu", 10.0, True, conv), timed("torch", 30.0, False, conv)],
+            "cached": False,
+        },
         {
             "case": run.describe(relu),
             "results": [
                 {"by": "dlgpu", "ours": True, "state": "WRONG", "reason": "relative error 0.5"},
                 {"by": "torch", "ours": False, "state": "not available", "reason": "because"},
             ],
+            "cached": False,
         },
         {"case": run.describe(ITS[1]), "state": "timeout", "reason": "no answer within 3 seconds"},
     ]
@@ -860,6 +949,30 @@ def test_markdown(tmp_path: Path) -> None:
     widths = {line.count("|") for line in tables}
     assert widths == {10, 12}  # the summary and the tables of the ops: every row as wide as its head
     assert "None" not in text
+
+
+def test_goals_of_a_gpu(tmp_path: Path) -> None:
+    results = run.Results(tmp_path / "results.json", MACHINE | {"device": "cuda", "backend": "cuda:native"})
+    results.rows = []
+    for batch, ours in ((32, 10.0), (64, 40.0)):
+        sizes = dict(N=batch, C=128, H=28, K=128, R=3, stride=1, padding=1, groups=1)
+        it = Case("conv2d_bias_relu", "vgg16", "conv", "float16", sizes)
+        by = [timed("dlgpu", ours, True, it), timed("torch channels_last", 20.0, False, it)]
+        results.rows.append({"case": run.describe(it), "results": by, "cached": False})
+    text = report.markdown(results)
+    assert "a machine (cuda:native)" in text
+    wanted = (
+        "| half conv + bias + ReLU, 3x3, C and K >= 128 | torch channels_last | 1.05x | 1.20x | 2 | 1.00x | 0.50x | "
+    )
+    assert wanted + "dlgpu | not met |" in text
+    assert "| bfloat16 product, 8192 | torch or cublas (CuPy) | 0.95x | 1.02x | 0 | - | - | - | not measured |" in text
+    assert "## Goals" not in report.markdown(some_results(tmp_path / "results.json"))
+
+
+def test_what_stays_in_the_cache_is_marked(tmp_path: Path) -> None:
+    (row, *_) = some_results(tmp_path / "results.json").rows
+    assert [report.cells(line)[5] for line in report.lines(row, None)] == ["-*"]
+    assert [report.cells(line)[5] for line in report.lines(row | {"cached": False}, None)] == ["-"]
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -912,7 +1025,7 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_command(tmp_path: Path) -> None:
     done = command(tmp_path, "gemm", "--tiny", "--compare", "none", "--device", "cpu", "--output", "here")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "gemm ladder 4096 (tiny) float32" in done.stdout
+    assert "gemm ladder 8192 (tiny) float32" in done.stdout
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
         "bars.png",
         "report.md",
@@ -946,8 +1059,8 @@ def test_command_lists_without_measuring(tmp_path: Path) -> None:
     done = command(tmp_path, "conv2d", "--network", "vgg16", "--batch", "64", "--device", "cpu", "--list")
     lines = done.stdout.splitlines()
     assert len(lines) == 9  # VGG16 has nine different layers
-    assert lines[0].split()[:3] == ["conv2d", "vgg16", "conv3_2"]
-    assert "236.760 GFLOP" in lines[0]
+    (conv3_2,) = (line for line in lines if line.split()[:3] == ["conv2d", "vgg16", "conv3_2"])
+    assert "236.760 GFLOP" in conv3_2
     assert not list(tmp_path.iterdir())
 
 

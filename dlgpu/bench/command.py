@@ -45,8 +45,9 @@ def choose(
         raise ShapeError(f"[bench] --compare none goes alone; got {', '.join(compare)}")
     if autotune and device == "cpu":
         raise ShapeError("[bench] --autotune chooses among kernels, on --device cuda or host-kernels; got cpu")
-    gpu = device == "cuda"
-    cases = select(ops, networks, batches or (BATCHES if gpu else (1,)), dtypes or (DTYPES if gpu else ("float32",)))
+    gpu, kernels = device == "cuda", device != "cpu"
+    every = dtypes or (DTYPES if kernels else ("float32",))
+    cases = select(ops, networks, batches or (BATCHES if gpu else (1,)), every)
     if small or device == "host-kernels":
         cases = tiny(cases)
     elif not gpu and not ops:

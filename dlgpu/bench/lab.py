@@ -61,7 +61,7 @@ class Lab:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         backend = backends.get(settings.device)
-        self.xp = backend.xp
+        self.backend, self.xp = backend.name, backend.xp
         self.clock: Clock = EventClock(self.xp) if settings.device == "cuda" else WallClock()
         self.cache_bytes, self.most_sets = self._cache_bytes(), MOST_SETS[settings.device]
         name = {"cpu": "numpy"}.get(settings.device, "dlgpu")
@@ -80,6 +80,7 @@ class Lab:
         """What the figures were measured on and with; ceilings included."""
         found: Row = {
             "device": self.settings.device,
+            "backend": self.backend,
             "name": self._device_name(),
             "dlgpu": dlgpu.__version__,
             "commit": _commit(),
@@ -94,11 +95,11 @@ class Lab:
         for module in ("torch", "cupy"):
             with contextlib.suppress(ImportError):
                 found[module] = __import__(module).__version__
+        found["ceilings"] = asdict(self.ceilings()) if self.settings.ceilings else None
         if self.settings.device == "cuda":
-            found["gpu"] = self.gpu_state()
+            found["gpu"] = self.gpu_state()  # after the ceilings: the clocks of a busy GPU
             found["cuda_runtime"] = self.xp.cuda.runtime.runtimeGetVersion()
             found["cudnn"] = _cudnn_version()
-        found["ceilings"] = asdict(self.ceilings()) if self.settings.ceilings else None
         return found
 
     def gpu_state(self) -> str:
@@ -244,7 +245,9 @@ class Lab:
 
 
 def _commit() -> str:
-    """Of the checkout this runs from, with "+" if it was changed; "unknown" elsewhere."""
+    """$DLGPU_COMMIT, or of the checkout this runs from, with "+" if it was changed; "unknown" elsewhere."""
+    if given := os.environ.get("DLGPU_COMMIT"):
+        return given
     root = Path(dlgpu.__file__).parents[1]
     git = ["git", "-C", str(root)]
     try:
