@@ -811,6 +811,53 @@ def test_a_crash_costs_one_case_and_one_worker(tmp_path: Path) -> None:
     assert run.Results.read(results.path).rows == results.rows
 
 
+def test_who_crashes_is_left_out_and_the_case_measured(tmp_path: Path) -> None:
+    """After a crash of this case, after a hang of all of its family; the others keep their times."""
+    asked: list[tuple[tuple[str, str], ...]] = []
+    states = {"a": "crashed", "b": "timeout"}
+
+    class Here(FakeWorker):
+        def ask(self, request: Any, seconds: float) -> Any:
+            if request == "machine":
+                return MACHINE
+            asked.append(self.settings.without)
+            for name, state in states.items():
+                if not {(name, request.id), (name, "product")} & {*self.settings.without}:
+                    return {"state": state, "reason": "why", "by": name}
+            gone = [{"by": name, "ours": True, "state": "not available", "reason": "left out"} for name in states]
+            return {"results": [timed("numpy", 10.0, True), *gone], "sets": 1, "cached": True}
+
+    def worker(settings: lab.Settings) -> Any:
+        here = Here([])
+        here.settings = settings  # type: ignore[attr-defined]
+        return here
+
+    results = run.Results(tmp_path / "results.json")
+    run.run(ITS[:2], SETTINGS, results, budget=1e9, worker=worker)
+    a, b, again = (("a", ITS[0].id), ("b", "product"), ("a", ITS[1].id))
+    assert asked == [(), (a,), (a, b), (a, b), (a, b, again)]
+    states_of = [{r["by"]: (r["state"], r.get("reason")) for r in row["results"]} for row in results.rows]
+    assert states_of[0]["a"] == states_of[1]["a"] == ("failed", "crashed: why")
+    assert states_of[0]["b"] == ("failed", "timeout: why")
+    assert states_of[1]["b"] == ("not available", "left out")
+    assert all("us" in row["results"][0] for row in results.rows)
+    assert len(results.wrong) == 3
+
+
+def test_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    other = contestants.Ours(reference, Instant(), "other", ours=False)
+    here = make_lab(reference, monkeypatch, other)
+    here._tell = lambda trying: told.append(trying.by)
+    here.settings = replace(here.settings, without=(("other", "product"), ("numpy", "conv")))
+    rows = {row["by"]: row for row in here.run(GEMM)["results"]}
+    assert (rows["other"]["state"], "us" in rows["numpy"]) == ("not available", True)
+    assert told == ["numpy", "other", "numpy"]
+    here.settings = replace(here.settings, without=(("numpy", GEMM.id),))
+    rows = {row["by"]: row for row in here.run(GEMM)["results"]}
+    assert (rows["numpy"]["state"], "us" in rows["other"]) == ("not available", True)
+
+
 def test_results_are_on_disk_as_they_come(tmp_path: Path) -> None:
     seen = []
 
@@ -856,6 +903,12 @@ def _hangs(settings: Any, connection: Any) -> None:
     time.sleep(600)
 
 
+def _hangs_in_one(settings: Any, connection: Any) -> None:
+    for name in ("first", "second"):
+        connection.send(lab.Trying(name))
+    time.sleep(600)
+
+
 def _raises(settings: Any, connection: Any) -> None:
     connection.send("ValueError: what")
     connection.recv()
@@ -869,6 +922,10 @@ def test_a_real_worker_that_dies_hangs_or_raises() -> None:
     assert worker.ask(GEMM, 0.1) == {"state": "timeout", "reason": "no answer within 0 seconds"}
     worker.end()
     assert not worker._process.is_alive()
+    worker = run.Worker(SETTINGS, _hangs_in_one)
+    assert worker._connection.poll(60)  # it has started
+    assert worker.ask(GEMM, 0.5)["by"] == "second"
+    worker.end()
     worker = run.Worker(SETTINGS, _raises)
     assert worker.ask(GEMM, 60) == {"state": "crashed", "reason": "ValueError: what"}
     worker.end()

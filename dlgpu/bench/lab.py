@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Settings:
         rounds: at most so many figures per contestant; 0 checks only.
         ceilings: measure what the machine can do first.
         reference_gflop: the NumPy reference is left out of cases with more work than this, and says so.
+        without: (contestant, case id or family) pairs that are left out, because they have crashed or hung before.
     """
 
     device: str
@@ -53,13 +55,21 @@ class Settings:
     rounds: int = 50
     ceilings: bool = True
     reference_gflop: float = 20.0
+    without: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Trying:
+    """Said before a contestant runs, in case nothing is heard afterwards."""
+
+    by: str
 
 
 class Lab:
     """Checks and times cases, one at a time."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, tell: Callable[[Trying], None] = lambda trying: None) -> None:
+        self.settings, self._tell = settings, tell
         backend = backends.get(settings.device)
         self.backend, self.xp = backend.name, backend.xp
         self.clock: Clock = EventClock(self.xp) if settings.device == "cuda" else WallClock()
@@ -167,9 +177,9 @@ class Lab:
         ready: dict[str, tuple[Contestant, list[Call]]] = {}
         for contestant in (c for c in self.contestants if c.takes(case)):
             row = results[contestant.name] = {"by": contestant.name, "ours": contestant.ours}
+            self._tell(Trying(contestant.name))
             try:
-                if contestant.name == "numpy" and not contestant.ours:
-                    self._small_enough(case)
+                self._not_left_out(contestant, case)
                 first = contestant.prepare(case, sets[0])
                 row |= self._checked(contestant, first, truths)
                 if row["state"] in ("ok", "inexact") and self.settings.rounds:
@@ -184,7 +194,11 @@ class Lab:
             results[name] |= self._rates(case, figures)
         return {"results": list(results.values()), "sets": count, "cached": count * case.bytes < 2 * self.cache_bytes}
 
-    def _small_enough(self, case: Case) -> None:
+    def _not_left_out(self, contestant: Contestant, case: Case) -> None:
+        if {(contestant.name, case.id), (contestant.name, case.what.family)} & {*self.settings.without}:
+            raise BackendUnavailable(f"[{contestant.name}] is left out; got a crash or no answer before")
+        if contestant.name != "numpy" or contestant.ours:
+            return
         # 1 GB of traffic takes NumPy about as long as 10 GFLOP
         work, most = case.flops / 1e9 + case.bytes / 1e8, self.settings.reference_gflop
         if work > most:
@@ -206,6 +220,7 @@ class Lab:
     def _timed(self, ready: dict[str, tuple[Contestant, list[Call]]], results: dict[str, Row]) -> dict[str, Figures]:
         works = {}
         for name, (contestant, calls) in ready.items():
+            self._tell(Trying(name))
             try:
                 results[name]["cpu_us"] = self._enqueue_us(contestant.clock, calls)
                 work = contestant.capture(calls, measure.best_of(contestant.clock, calls[-1], 1))
