@@ -380,6 +380,8 @@ def test_ours_says_what_it_cannot_do() -> None:
     winograd = contestants.Ours(reference, Instant(), algorithm="winograd4")
     assert winograd.name == "dlgpu winograd4"
     assert not winograd.takes(it)
+    with pytest.raises(BackendUnavailable, match="multiplies roundings by ten"):
+        contestants.Ours(Wrong(), Instant(), algorithm="winograd4").prepare(case("conv2d", CONV, "tf32"), {})
     assert winograd.takes(case("conv2d", CONV))
 
 

@@ -85,6 +85,8 @@ class Ours:
     def prepare(self, case: Case, arrays: Arrays) -> Call:
         if case.dtype in ("tf32", "float32x3") and self.backend is reference:
             raise BackendUnavailable(f"[{self.name}] computes float32 products exactly; got {case.dtype} asked for")
+        if case.dtype == "tf32" and self.algorithm == "winograd4":
+            raise BackendUnavailable(f"[{self.name}] multiplies roundings by ten; got tf32, which has none to spare")
         capability = getattr(getattr(self.backend, "launcher", None), "capability", None)
         if self.algorithm == HOPPER and capability != 90:
             raise BackendUnavailable(f"[{self.name}] wgmma kernels want capability 9.0; got {capability}")
