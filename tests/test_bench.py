@@ -235,6 +235,10 @@ def test_defaults_of_the_command() -> None:
     assert {c.dtype for c in emulated} == set(cases.DTYPES)
     assert settings.compare == ()
     assert not settings.ceilings
+    for backend, device in (("numpy", "cpu"), ("host", "host-kernels"), ("cuda:cupy", "cuda"), ("cuda:native", "cuda")):
+        same, settings = choose((), device=backend, **free)  # type: ignore[arg-type]
+        assert same == choose((), device=device, **free)[0]  # type: ignore[arg-type]
+        assert (settings.device, settings.kind) == (backend, device)
     for wrong in (dict(algorithms=("winograd",)), dict(compare=("pytorch",)), dict(layout="nhwc")):
         with pytest.raises(UnknownName):
             choose((), device="cpu", **(free | wrong))  # type: ignore[arg-type]
@@ -732,7 +736,7 @@ def test_the_reference_is_left_out_where_it_would_take_too_long(monkeypatch: pyt
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_grad_weight", "linear", "max_pool2d_grad", "adam_step"])
 def test_the_kernels_run_on_the_host_launcher(op: str) -> None:
     try:
-        here = lab.Lab(lab.Settings("host-kernels", compare=(), rounds=3, seconds=0.0, ceilings=False))
+        here = lab.Lab(lab.Settings("host", compare=(), rounds=3, seconds=0.0, ceilings=False))
     except BackendUnavailable as error:
         pytest.skip(str(error))
     (it,) = [c for c in ONE_OF_EACH if (c.op, c.dtype) == (op, "float32")]
@@ -1104,12 +1108,14 @@ def test_command(tmp_path: Path) -> None:
         (["--resume"], "got no --output"),
         (["--compare", "touch"], "Did you mean 'torch'?"),
         (["--device", "gpu"], "unknown backend"),
+        (["--budget-minutes", "0"], "is not in the range"),
+        (["--case-seconds", "-1"], "is not in the range"),
     ],
 )
 def test_command_errors(tmp_path: Path, arguments: list[str], text: str) -> None:
     done = command(tmp_path, *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: [")
+    assert done.stderr.startswith(("error: [", "Usage:"))
     assert text in done.stderr
     assert not list(tmp_path.iterdir())
 

@@ -34,7 +34,7 @@ class Settings:
     """How to measure.
 
     Attributes:
-        device: "cuda", "cpu" or "host-kernels".
+        device: as `backends.get` takes it.
         compare: which of `contestants.BASELINES`.
         algorithms: of convolutions; each is a contestant.
         layout: of our images.
@@ -57,6 +57,16 @@ class Settings:
     reference_gflop: float = 20.0
     without: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def kind(self) -> str:
+        """ "cuda", "cpu" or "host-kernels"."""
+        return kind_of(self.device)
+
+
+def kind_of(device: str) -> str:
+    """The device of a backend: "cuda:native" -> "cuda"."""
+    return {"numpy": "cpu", "host": "host-kernels"}.get(device, device.partition(":")[0])
+
 
 @dataclass(frozen=True)
 class Trying:
@@ -72,15 +82,15 @@ class Lab:
         self.settings, self._tell = settings, tell
         backend = backends.get(settings.device)
         self.backend, self.xp = backend.name, backend.xp
-        self.clock: Clock = EventClock(self.xp) if settings.device == "cuda" else WallClock()
-        self.cache_bytes, self.most_sets = self._cache_bytes(), MOST_SETS[settings.device]
-        name = {"cpu": "numpy"}.get(settings.device, "dlgpu")
-        how = "emulated" if settings.device == "host-kernels" else "clock"
+        self.clock: Clock = EventClock(self.xp) if settings.kind == "cuda" else WallClock()
+        self.cache_bytes, self.most_sets = self._cache_bytes(), MOST_SETS[settings.kind]
+        name = {"cpu": "numpy"}.get(settings.kind, "dlgpu")
+        how = "emulated" if settings.kind == "host-kernels" else "clock"
         self.ours = [
             Ours(backend, self.clock, name, algorithm, settings.layout, autotune=settings.autotune, how=how)
             for algorithm in settings.algorithms
         ]
-        wanted = [b for b in settings.compare if not (b == "numpy" and settings.device == "cpu")]
+        wanted = [b for b in settings.compare if not (b == "numpy" and settings.kind == "cpu")]
         others, self.missing = baselines(wanted, self.clock)
         self.contestants: list[Contestant] = [*self.ours, *others]
 
@@ -89,7 +99,7 @@ class Lab:
     def machine(self) -> Row:
         """What the figures were measured on and with; ceilings included."""
         found: Row = {
-            "device": self.settings.device,
+            "device": self.settings.kind,
             "backend": self.backend,
             "name": self._device_name(),
             "dlgpu": dlgpu.__version__,
@@ -106,7 +116,7 @@ class Lab:
             with contextlib.suppress(ImportError):
                 found[module] = __import__(module).__version__
         found["ceilings"] = asdict(self.ceilings()) if self.settings.ceilings else None
-        if self.settings.device == "cuda":
+        if self.settings.kind == "cuda":
             found["gpu"] = self.gpu_state()  # after the ceilings: the clocks of a busy GPU
             found["cuda_runtime"] = self.xp.cuda.runtime.runtimeGetVersion()
             found["cudnn"] = _cudnn_version()
@@ -123,7 +133,7 @@ class Lab:
         return f"{query}: {(done.stdout or done.stderr).strip()}"
 
     def _device_name(self) -> str:
-        if self.settings.device == "cuda":
+        if self.settings.kind == "cuda":
             name = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)["name"]
             return name.decode() if isinstance(name, bytes) else str(name)
         info = Path("/proc/cpuinfo")
@@ -132,7 +142,7 @@ class Lab:
 
     def _cache_bytes(self) -> int:
         """Of the last cache before memory."""
-        if self.settings.device == "cuda":
+        if self.settings.kind == "cuda":
             return int(self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)["l2CacheSize"])
         size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
         text = size.read_text().strip() if size.exists() else ""
@@ -140,7 +150,7 @@ class Lab:
 
     def ceilings(self) -> Ceilings:
         """Copy bandwidth of the array library, and the best matrix product of any contestant."""
-        gpu = self.settings.device == "cuda"
+        gpu = self.settings.kind == "cuda"
         gbs = measure.copy_gbs(self.xp, self.clock, (4 << 30) if gpu else max(64 << 20, 2 * self.cache_bytes))
         n = 8192 if gpu else 1536
         gflops = {dtype: self._product_gflops(dtype, n) for dtype in (ITEMSIZE if gpu else ("float32",))}

@@ -264,7 +264,8 @@ def _summary(every: Sequence[Line]) -> list[str]:
 def roofline(results: Results, path: Path) -> bool:
     """Products and convolutions in a roofline picture; False, and no file, if there is nothing to show."""
     known = ceilings(results)
-    points = [line for row in results.rows for line in lines(row, known) if line.case["flops"] and "us" in line.ours]
+    every = [[line for line in lines(row, known) if "us" in line.ours] for row in results.rows if row["case"]["flops"]]
+    points = [min(of_case, key=lambda line: line.ours["us"]) for of_case in every if of_case]
     if known is None or not points or not any(known.gflops.values()):
         return False
     figure, axes = _figure(8.5, 5.6)
@@ -290,14 +291,13 @@ def roofline(results: Results, path: Path) -> bool:
                 axes.plot([at, at], [line.ours["gflops"], theirs], color=color, linewidth=0.5, alpha=0.4, zorder=2)
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
     axes.set_xlim(left, right)
-    axes.set_title(_title(results, "Roofline: filled ours, hollow the best baseline"), fontsize=11)
+    axes.set_title(
+        _title(results, "Filled: our fastest; hollow: the best baseline; lines: measured roofs"), fontsize=11
+    )
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=STYLE[d][0], marker=STYLE[d][1], label=f"{d}, measured roof" if known.gflops.get(d) else d)
-        for d in used
-    ]
-    axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
+    handles = [Line2D([], [], color=STYLE[dtype][0], marker=STYLE[dtype][1], label=dtype) for dtype in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     _save(figure, path)
     return True
 
@@ -323,7 +323,8 @@ def bars(results: Results, path: Path) -> bool:
         axes.barh(places, [value - 1 for value in values], left=1, color=colors, height=0.7)
         axes.set_xscale("log")
         low, high = min(*values, 1), max(*values, 1)
-        axes.set_xlim(min(low / 1.6, 0.5), max(high, 2) ** 1.45)  # room for the names
+        left, right = min(low / 1.6, 0.5), max(high, 2)
+        axes.set_xlim(left, right * (right / left) ** 0.45)  # room for the names
         axes.axvline(1, color="#222222", linewidth=1)
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -346,6 +347,7 @@ def bars(results: Results, path: Path) -> bool:
             va="center",
             fontsize=7,
             color="#222222",
+            bbox=dict(facecolor="white", edgecolor="none", pad=0.5),
         )
     axes.set_yticks(places, [_name(line) for line, _ in shown], fontsize=7.5)
     axes.invert_yaxis()
