@@ -712,6 +712,22 @@ def test_a_failing_or_missing_contestant_leaves_the_others_their_times(monkeypat
     assert rows["numpy"]["gbs"] == pytest.approx(GEMM.bytes / rows["numpy"]["us"] / 1e3)
 
 
+def test_ceilings_do_not_ask_who_may_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def prepare(self: contestants.Ours, *args: Any) -> Any:
+        asked.append(self.name)
+        return lambda: None
+
+    here = make_lab(reference, monkeypatch, contestants.Ours(reference, Instant(), "other", ours=False))
+    here.contestants.append(contestants.Ours(reference, here.clock, algorithm="hopper"))
+    for contestant in here.contestants:
+        contestant.clock = here.clock  # type: ignore[misc]
+    monkeypatch.setattr(contestants.Ours, "prepare", prepare)
+    assert here._product_gflops("float16", 8) > 0
+    assert asked == ["numpy", "other"]
+
+
 def test_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
     here = make_lab(reference, monkeypatch)
     here.settings = replace(here.settings, rounds=0)
