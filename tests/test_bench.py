@@ -227,8 +227,9 @@ def test_defaults_of_the_command() -> None:
     assert {c.dtype for c in cpu} == {"float32"}
     assert max(c.flops for c in cpu) <= 50e9 < max(c.flops for c in choose(("gemm",), device="cpu", **free)[0])  # type: ignore[arg-type]
     assert settings.compare == contestants.BASELINES
-    gpu, _ = choose((), device="cuda", **free)  # type: ignore[arg-type]
+    gpu, settings_of_gpu = choose((), device="cuda", **free)  # type: ignore[arg-type]
     assert {c.batch for c in gpu} == {1, 32, 64, 256, None}
+    assert settings_of_gpu.reference_gflop < settings.reference_gflop
     assert {c.dtype for c in gpu} == set(cases.DTYPES)
     emulated, settings = choose((), device="host-kernels", **free)  # type: ignore[arg-type]
     assert max(c.bytes for c in emulated) < 1e6
@@ -710,6 +711,28 @@ def test_a_failing_or_missing_contestant_leaves_the_others_their_times(monkeypat
     assert {name for name, row in rows.items() if "us" in row} == {"numpy", "inexact"}
     assert rows["numpy"]["gflops"] == pytest.approx(GEMM.flops / rows["numpy"]["us"] / 1e3)
     assert rows["numpy"]["gbs"] == pytest.approx(GEMM.bytes / rows["numpy"]["us"] / 1e3)
+
+
+def test_numpy_takes_no_turns_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its milliseconds would leave microseconds no rounds."""
+
+    class Other(Instant):
+        pass
+
+    groups: list[list[str]] = []
+    interleave = measure.interleave
+
+    def noting(works: Any, **how: Any) -> Any:
+        groups.append(list(works))
+        return interleave(works, **how)
+
+    monkeypatch.setattr(measure, "interleave", noting)
+    numpy = contestants.Ours(reference, Other(), "numpy", ours=False)
+    here = make_lab(reference, monkeypatch, numpy, contestants.Ours(reference, Instant(), "torch", ours=False))
+    here.ours[0].name = "dlgpu"
+    rows = here.run(GEMM)["results"]
+    assert groups == [["dlgpu", "torch"], ["numpy"]]
+    assert all("us" in row for row in rows)
 
 
 def test_ceilings_do_not_ask_who_may_hang(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from dlgpu.bench.contestants import BASELINES, HOPPER
 from dlgpu.bench.lab import Settings, kind_of
 from dlgpu.errors import ShapeError, UnknownName
 
+# Of the reference beside a GPU: 100 MB or a GFLOP take NumPy as long as all other contestants together.
+MOST_BESIDE_GPU = 1.0
 # A processor should not spend a minute on one case, unless somebody names its op.
 MOST_CPU_GFLOP = 50
 
@@ -62,4 +64,5 @@ def choose(
         autotune=autotune,
         ceilings=kind != "host-kernels" and not check_only,
         rounds=0 if check_only else Settings.rounds,
+        reference_gflop=MOST_BESIDE_GPU if gpu else Settings.reference_gflop,
     )

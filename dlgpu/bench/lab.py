@@ -21,7 +21,7 @@ from dlgpu import backends, dtypes
 from dlgpu.bench import check, measure
 from dlgpu.bench.cases import ITEMSIZE, Case
 from dlgpu.bench.contestants import BASELINES, Contestant, Ours, baselines, release
-from dlgpu.bench.measure import Call, Ceilings, Clock, EventClock, Figures, WallClock, one_line
+from dlgpu.bench.measure import Call, Ceilings, Clock, EventClock, Figures, WallClock, Work, one_line
 from dlgpu.errors import BackendUnavailable, DlgpuError
 from dlgpu.memory_format import MemoryFormat
 
@@ -39,7 +39,7 @@ class Settings:
         algorithms: of convolutions; each is a contestant.
         layout: of our images.
         autotune: our kernels are chosen by `dlgpu.autotune`.
-        seconds: of timing per case, all contestants together.
+        seconds: of timing per case, all contestants on the device together.
         rounds: at most so many figures per contestant; 0 checks only.
         ceilings: measure what the machine can do first.
         reference_gflop: the NumPy reference is left out of cases with more work than this, and says so.
@@ -229,19 +229,23 @@ class Lab:
         return row
 
     def _timed(self, ready: dict[str, tuple[Contestant, list[Call]]], results: dict[str, Row]) -> dict[str, Figures]:
-        works = {}
+        # Those on the CPU take turns of their own: they would leave the others no time, and share no clock with them.
+        works: dict[type[Clock], dict[str, tuple[Clock, Work]]] = {}
         for name, (contestant, calls) in ready.items():
             self._tell(Trying(name))
             try:
                 results[name]["cpu_us"] = self._enqueue_us(contestant.clock, calls)
                 work = contestant.capture(calls, measure.best_of(contestant.clock, calls[-1], 1))
                 results[name]["how"] = work.how
-                works[name] = (contestant.clock, work)
+                works.setdefault(type(contestant.clock), {})[name] = (contestant.clock, work)
             except Exception as error:
                 results[name] |= {"state": "failed", "reason": one_line(error)}
                 self._still_there()
-        seconds = measure.interleave(works, rounds=self.settings.rounds, limit=self.settings.seconds)
-        return {name: measure.summary(figures) for name, figures in seconds.items()}
+        figures: dict[str, Figures] = {}
+        for together in works.values():
+            seconds = measure.interleave(together, rounds=self.settings.rounds, limit=self.settings.seconds)
+            figures |= {name: measure.summary(of_rounds) for name, of_rounds in seconds.items()}
+        return figures
 
     def _enqueue_us(self, clock: Clock, calls: list[Call]) -> float | None:
         """Microseconds of CPU per call, warm: what a device has to be kept busy with."""
