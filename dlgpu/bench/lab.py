@@ -188,7 +188,7 @@ class Lab:
         ready: dict[str, tuple[Contestant, list[Call]]] = {}
         for contestant in (c for c in self.contestants if c.takes(case)):
             row = results[contestant.name] = {"by": contestant.name, "ours": contestant.ours}
-            self._tell(Trying(contestant.name))
+            self._trying(contestant.name)
             try:
                 self._not_left_out(contestant, case)
                 first = contestant.prepare(case, sets[0])
@@ -204,6 +204,9 @@ class Lab:
         for name, figures in self._timed(ready, results).items():
             results[name] |= self._rates(case, figures)
         return {"results": list(results.values()), "sets": count, "cached": count * case.bytes < 2 * self.cache_bytes}
+
+    def _trying(self, name: str) -> None:
+        self._tell(Trying(name))
 
     def _not_left_out(self, contestant: Contestant, case: Case) -> None:
         if {(contestant.name, case.id), (contestant.name, case.what.family)} & {*self.settings.without}:
@@ -232,7 +235,7 @@ class Lab:
         # Those on the CPU take turns of their own: they would leave the others no time, and share no clock with them.
         works: dict[type[Clock], dict[str, tuple[Clock, Work]]] = {}
         for name, (contestant, calls) in ready.items():
-            self._tell(Trying(name))
+            self._trying(name)
             try:
                 results[name]["cpu_us"] = self._enqueue_us(contestant.clock, calls)
                 work = contestant.capture(calls, measure.best_of(contestant.clock, calls[-1], 1))
@@ -243,7 +246,8 @@ class Lab:
                 self._still_there()
         figures: dict[str, Figures] = {}
         for together in works.values():
-            seconds = measure.interleave(together, rounds=self.settings.rounds, limit=self.settings.seconds)
+            rounds, limit = self.settings.rounds, self.settings.seconds
+            seconds = measure.interleave(together, rounds=rounds, limit=limit, turn=self._trying)
             figures |= {name: measure.summary(of_rounds) for name, of_rounds in seconds.items()}
         return figures
 

@@ -148,11 +148,16 @@ def cycle(calls: Sequence[Call], how: str, seconds_per_call: float) -> Work:
 
 
 def interleave(
-    works: Mapping[str, tuple[Clock, Work]], *, rounds: int, limit: float, now: Callable[[], float] = time.perf_counter
+    works: Mapping[str, tuple[Clock, Work]],
+    *,
+    rounds: int,
+    limit: float,
+    turn: Callable[[str], None] = lambda name: None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call, one figure per contestant and round.
 
-    At least three rounds; none begins when `limit` seconds are over.
+    At least three rounds; none begins when `limit` seconds are over. `turn` hears whose turn it is, before it is timed.
     """
     figures: dict[str, list[float]] = {name: [] for name in works}
     start, names = now(), list(works)
@@ -161,6 +166,7 @@ def interleave(
             break
         for name in names[index % len(names) :] + names[: index % len(names)]:
             clock, work = works[name]
+            turn(name)
             figures[name].append(clock.seconds(work.run) / work.calls)
     return figures
 
