@@ -5,20 +5,21 @@
 #     benchmarks/gpu_all.sh --host            the same steps without a GPU: kernels emulated on the CPU, tiny arrays
 #
 # Needs python3 (or $PYTHON) with NumPy, CuPy and NVRTC; uses nvcc, CMake, pybind11, PyTorch, pytest and compute-sanitizer
-# where they are. Installs nothing and needs no network. Every step goes on whatever became of the others. The folder then
-# holds summary.md, logs/<step>.log, and what `dlgpu bench` writes. The exit code is 0 if every step's was.
+# where they are. Installs nothing and needs no network. Every step goes on whatever became of the others, and two fifths
+# of the time are the benchmarks'. The folder then holds summary.md, logs/<step>.log, and what `dlgpu bench` writes. The
+# exit code is 0 if every step's was. A copy of the tree without .git is told its commit by $DLGPU_COMMIT.
 set -uo pipefail
 
 minutes=8 output="" device=cuda
 while [ $# -gt 0 ]; do
     case $1 in
-        --minutes) minutes=$2; shift 2 ;;
-        --output) output=$2; shift 2 ;;
+        --minutes) minutes=${2-}; shift; shift ;;
+        --output) output=${2-}; shift; shift ;;
         --host) device=host-kernels; shift ;;
         *) sed -n '2,6p' "$0" | cut -c3-; exit 2 ;;
     esac
 done
-case $minutes in '' | *[!0-9]*) echo "--minutes must be a whole number; got '$minutes'" >&2; exit 2 ;; esac
+case $minutes in '' | 0* | *[!0-9]*) echo "--minutes must be a whole number from 1 on; got '$minutes'" >&2; exit 2 ;; esac
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 python=${PYTHON:-python3}
@@ -34,31 +35,42 @@ mkdir -p "$output/logs" && output=$(cd "$output" && pwd) || exit 2
 cd "$root" || exit 2
 scratch=$(mktemp -d)
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONUNBUFFERED=1
+commit=${DLGPU_COMMIT:-$(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)}
 
-total=$((60 * minutes)) failed=0
+total=$((60 * minutes))
+reserved=$((total * 2 / 5))  # seconds that nothing but the benchmarks may use
 {
     echo "# ${output##*/}: every step"
     echo
-    echo "\`benchmarks/gpu_all.sh\`, $minutes minutes, commit $(git rev-parse --short=12 HEAD 2>/dev/null || echo unknown)," \
-        "$(date -u +%Y-%m-%d)."
+    echo "\`benchmarks/gpu_all.sh\`, $minutes minutes, commit $commit, $(date -u +%Y-%m-%d)."
     echo
     echo "| step | exit code | seconds | last line |"
     echo "|---|---|---|---|"
 } > "$output/summary.md"
 
-left() { echo $((total - SECONDS)); }
+left() { echo $((total - reserved - SECONDS)); }
 
 finish() {
-    rm -rf "$scratch"
     cat "$output/summary.md"
-    [ "$failed" = 0 ]
-    exit
+    local code=0
+    [ -e "$scratch/failed" ] && code=1
+    rm -rf "$scratch"
+    exit $code
 }
-trap 'failed=1; echo; echo "interrupted"; finish' INT TERM
 
-# step NAME MOST_SECONDS COMMAND...: never longer than what is left
+interrupted() {
+    touch "$scratch/failed"
+    cat "$scratch"/*.pid 2>/dev/null | xargs --no-run-if-empty kill
+    wait
+    echo "interrupted" | tee -a "$output/summary.md"
+    finish
+}
+trap interrupted INT TERM
+
+# step NAME MOST_SECONDS COMMAND...: never longer than what is left; `code` is what became of it. Out of time, a command
+# gets SIGINT, upon which pytest still prints its summary.
 step() {
-    local name=$1 most=$2 start=$SECONDS code now
+    local name=$1 most=$2 start=$SECONDS now
     shift 2
     now=$(left)
     [ "$most" -gt "$now" ] && most=$now
@@ -67,31 +79,44 @@ step() {
         code=skipped
         echo "no time left" > "$output/logs/$name.log"
     else
-        timeout --kill-after=20 "$most" "$@" > "$output/logs/$name.log" 2>&1
+        timeout --signal=INT --kill-after=10 "$most" env --default-signal=INT "$@" > "$output/logs/$name.log" 2>&1 &
+        echo $! > "$scratch/$name.pid"
+        wait $!
         code=$?
-        [ $code = 124 ] && echo "stopped after $most seconds" >> "$output/logs/$name.log"
-        sed -i "s#$scratch#SCRATCH#g; s#$root#.#g" "$output/logs/$name.log"  # the paths of this machine say nothing
+        rm "$scratch/$name.pid"
+        [ $code = 124 ] || [ $code = 137 ] && echo "stopped after $most seconds" >> "$output/logs/$name.log"
+        sed -i "s#$scratch#SCRATCH#g; s#$output#OUTPUT#g; s#$root#.#g" "$output/logs/$name.log"  # paths say nothing
     fi
-    [ "$code" = 0 ] || failed=1
+    [ "$code" = 0 ] || touch "$scratch/failed"
     local last
     last=$(grep -v '^[[:space:]]*$' "$output/logs/$name.log" | tail -n 1 | tr '|' '/' | cut -c1-150)
     echo "| $name | $code | $((SECONDS - start)) | $last |" >> "$output/summary.md"
-    echo "   exit code $code after $((SECONDS - start)) s"
+    echo "   $name: exit code $code after $((SECONDS - start)) s"
 }
+
+# minutes_of SECONDS: as `dlgpu bench --budget-minutes` takes them
+minutes_of() { awk "BEGIN { printf \"%.2f\", $1 / 60 }"; }
 
 sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda/bin/compute-sanitizer 2>/dev/null || echo compute-sanitizer)
 bench=("$python" -m dlgpu bench --device "$device")
-check=("${bench[@]}" conv product pool norm --tiny --check-only --budget-minutes 1)
+algorithms=(--algorithm auto --algorithm winograd2 --algorithm winograd4)
+pytest=("$python" -m pytest -o addopts= -p no:cacheprovider -W default -q -rfEs --tb=short --maxfail=100)
 if [ "$device" = cuda ]; then
     build='
+import multiprocessing
 from dlgpu.backends.kernels import sources
 from dlgpu.backends.launchers.cupy import CupyLauncher, architecture, cubin
 arch = architecture(CupyLauncher().capability)
-for family in sources.families():
-    print(*cubin(family, arch)[0].parts[-1:], flush=True)
+with multiprocessing.get_context("spawn").Pool() as pool:
+    for path, _ in pool.starmap(cubin, [(family, arch) for family in sources.families()], chunksize=1):
+        print(path.name, flush=True)
 '
-    tests=(-m gpu tests)
-    memory=("$sanitizer" --tool memcheck --leak-check no --error-exitcode 9 --target-processes all)
+    # A few processes: while one computes what is expected, another has the GPU; and the next goes on if one dies.
+    "$python" -c "import xdist" 2>/dev/null && pytest+=(-n 6 --dist worksteal)
+    export DLGPU_NUM_THREADS=2
+    tests=(-m gpu tests --ignore=tests/test_kernels_hopper.py)
+    hopper=(-m gpu tests/test_kernels_hopper.py)
+    memory=("$sanitizer" --tool memcheck --leak-check no --report-api-errors no --error-exitcode 9 --target-processes all)
     races=("$sanitizer" --tool racecheck --error-exitcode 9 --target-processes all)
 else
     build='
@@ -100,9 +125,18 @@ for flavour in ("fast", "asan", "check"):
     print(build(flavour, sorted(KERNELS.glob("*.cu"))).parent.name, flush=True)
 '
     tests=(-k "host and not cuda and im2col" tests/test_kernels.py)
+    hopper=(-k "host and not cuda and nan" tests/test_kernels_hopper.py)
     memory=("$python" -m dlgpu.backends.launchers.host --flavour asan --)
     races=("$python" -m dlgpu.backends.launchers.host --flavour check --)
 fi
+
+# check NAME SECONDS TOOL...: a tool that looks over the shoulder of tiny cases; half the time is for what is slow to start
+check() {
+    local name=$1 most=$2
+    shift 2
+    step "$name" "$most" "$@" "${bench[@]}" conv product pool norm "${algorithms[@]}" --tiny --check-only --compare none \
+        --budget-minutes "$(minutes_of $((most / 2)))" --output "$scratch/$name"
+}
 
 step machine 30 bash -c "
     nvidia-smi; nvcc --version | tail -n 2; $python --version
@@ -114,20 +148,28 @@ step install 60 env DLGPU_CUDA=0 bash -c "
     $python -m pip install --quiet --no-index --no-deps --no-build-isolation --target $scratch/site $scratch/source &&
     cd $scratch && PYTHONPATH=$scratch/site $python -m dlgpu --version"
 step info 60 "$python" -m dlgpu info
-# nvcc's module beside its launcher, for this GPU alone: the tests and the benchmarks then find both launchers.
-[ "$device" = cuda ] && step native $((total / 4)) bash -c "
+# nvcc's module beside its launcher, for this GPU alone: the tests and the benchmarks then find both launchers. It is
+# compiled while NVRTC compiles the same kernels.
+[ "$device" = cuda ] && step native $((total / 3)) bash -c "
     capability=\$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -n 1 | tr -d .)
     [ \$capability = 90 ] && capability=90a
     export DLGPU_CUDA_ARCHITECTURES=\$capability
     cmake -S . -B $scratch/native -DPython_EXECUTABLE=\$($python -c 'import sys; print(sys.executable)') &&
-    cmake --build $scratch/native --parallel"
-step build $((total / 4)) "$python" -c "$build"
-step tests $((total * 3 / 10)) "$python" -m pytest -o addopts= -p no:cacheprovider -W default -q -rs "${tests[@]}"
-step memcheck $((total / 8)) "${memory[@]}" "${check[@]}" --output "$scratch/memcheck"
-step racecheck $((total / 10)) "${races[@]}" "${check[@]}" --output "$scratch/racecheck"
-step launch-cost 60 "$python" -m benchmarks.test_launch_cost
-now=$(left)
-seconds=$((now > 60 ? now - 30 : now / 2))
-step bench "$now" "${bench[@]}" --budget-minutes "$((seconds / 60)).$((seconds % 60 * 100 / 60 / 10))" \
-    --case-seconds 60 --output "$output"
+    cmake --build $scratch/native --parallel" &
+step build $((total / 3)) "$python" -c "$build"
+wait
+step tests $((total / 5)) "${pytest[@]}" "${tests[@]}"
+step hopper $((total / 10)) "${pytest[@]}" "${hopper[@]}"
+[ "$code" = 0 ] && algorithms+=(--algorithm hopper)  # kernels that may hang stay out of what follows
+check memcheck $((total / 8)) "${memory[@]}"
+check racecheck $((total / 8)) "${races[@]}"
+step launch-cost 45 "$python" -m benchmarks.test_launch_cost
+unset DLGPU_NUM_THREADS
+reserved=0
+seconds=$(($(left) * 3 / 4))
+step bench "$seconds" "${bench[@]}" "${algorithms[@]}" --budget-minutes "$(minutes_of $((seconds - seconds / 8)))" \
+    --case-seconds 45 --output "$output"
+seconds=$(left)
+step tuned "$seconds" "${bench[@]}" conv product --autotune --budget-minutes "$(minutes_of $((seconds - seconds / 4)))" \
+    --case-seconds 45 --output "$output/tuned"
 finish

@@ -491,22 +491,34 @@ def list_models(name: str | None, model_options: tuple[str, ...], **sizes: int |
 # --- bench --------------------------------------------------------------------------------------------------------
 
 
+SOME = click.FloatRange(0, min_open=True)
+
+
 @cli.command()
 @click.argument("ops", nargs=-1)
 @click.option("--network", "networks", multiple=True, help="only shapes of vgg16, resnet50, alexnet, googlenet, ...")
 @click.option("--batch", "batches", multiple=True, type=click.IntRange(1), help="images [default: 1; on a GPU all]")
-@click.option("--dtype", "dtypes", multiple=True, help="float32, float16, bfloat16, tf32 [default: float32; GPU: all]")
+@click.option(
+    "--dtype",
+    "dtypes",
+    multiple=True,
+    help="float32, float16, bfloat16, tf32, float32x3 [default: CPU float32, else all]",
+)
 @click.option(
     "--algorithm", "algorithms", multiple=True, default=["auto"], help="of convolutions, or hopper; several compete"
 )
 @click.option("--autotune", is_flag=True, help="our kernels are those that dlgpu.autotune() finds fastest here")
 @click.option("--layout", default="channels_last", show_default=True, help="of our images: or contiguous")
 @click.option("--compare", multiple=True, help="numpy, torch, cublas, cudnn or none [default: all that are installed]")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, or host-kernels (emulated, tiny)")
+@click.option(
+    "--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:cupy or host-kernels (emulated, tiny)"
+)
 @click.option("--tiny", is_flag=True, help="small arrays: for sanitizers and for trying things out")
 @click.option("--check-only", is_flag=True, help="right or wrong, no times")
-@click.option("--budget-minutes", default=2.0, show_default=True, help="stop then; the most informative cases go first")
-@click.option("--case-seconds", default=120.0, show_default=True, help="a longer case counts as hung")
+@click.option(
+    "--budget-minutes", type=SOME, default=2.0, show_default=True, help="stop then; the most informative cases go first"
+)
+@click.option("--case-seconds", type=SOME, default=120.0, show_default=True, help="a longer case counts as hung")
 @click.option("--output", type=click.Path(path_type=Path), help="folder to write [default: runs/bench-<number>]")
 @click.option("--resume", is_flag=True, help="keep what --output holds already, measure the rest")
 @click.option("--list", "only_list", is_flag=True, help="print the chosen cases with their work, measure nothing")
@@ -546,7 +558,7 @@ def bench(
     path = (output or free_folder("bench")) / RESULTS
     results = Results.read(path) if resume and path.exists() else Results(path)
 
-    if device == "auto" and settings.device == "cpu":
+    if device == "auto" and settings.kind == "cpu":
         console.print(f"no GPU to measure: {backends.available()['cuda']}\nSo the NumPy reference runs, on the CPU.\n")
 
     def started(machine: dict[str, Any]) -> None:

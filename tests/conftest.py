@@ -1,7 +1,9 @@
-"""Fixtures of the op tests: a checked backend, and random arrays in each dtype and memory format."""
+"""Fixtures of the op tests: a checked backend, and random arrays in each dtype and memory format; and dead GPUs."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any, ClassVar
@@ -12,6 +14,21 @@ import pytest
 
 from dlgpu import dtypes, memory_format
 from dlgpu.backends import reference
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """A kernel that fails ends CUDA for its whole process: every later test there would fail for the same reason.
+
+    Under pytest-xdist the process ends, is reported with this test's name, and another takes over; else the run ends.
+    """
+    if item.get_closest_marker("gpu") is None or "cupy" not in sys.modules:
+        return
+    try:
+        sys.modules["cupy"].cuda.runtime.deviceSynchronize()
+    except Exception as error:
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            os._exit(3)
+        pytest.exit(f"{item.nodeid} ended CUDA for this process: {error}", 3)
 
 
 class Checked:

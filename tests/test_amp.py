@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -179,6 +180,42 @@ def test_overflow_is_skipped_and_recovered_from(device: str, unscaled: bool) -> 
     assert scaler.skipped == 7
     # Adam's first step is the learning rate, whatever was skipped before.
     np.testing.assert_allclose(before - layer.weight.numpy(), 1e-3, rtol=1e-3)
+
+
+class OnDevice(np.ndarray):
+    """Numbers that can be computed with, but not looked at."""
+
+    def __getitem__(self, index: Any) -> Any:
+        return np.asarray(super().__getitem__(index)).view(OnDevice)  # never a number
+
+    def _refuse(self, *args: Any) -> Any:
+        raise AssertionError("a step waits for the device")
+
+    data = property(lambda self: SimpleNamespace(ptr=self.ctypes.data))  # type: ignore[assignment]  # as CuPy's
+    __float__ = __int__ = __bool__ = __index__ = __iter__ = item = tolist = _refuse  # type: ignore[assignment]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("unscaled", [False, True])
+def test_no_step_waits_for_the_device(unscaled: bool) -> None:
+    """Scaling, skipping and adapting the scale happen where the scale is: nobody asks what it is."""
+    net = nn.Linear(3, 2).to("host-kernels")
+    x, scaler = tensor(np.ones((4, 3), np.float32), device="host-kernels"), GradScaler(2.0**127)
+    adam = optim.Adam(net.parameters(), lr=0.1)
+    for _ in range(3):
+        adam.zero_grad()
+        loss = (net(x) * 100).sum()
+        scaler.scale(loss)  # takes the state to the device
+        scaler._state = scaler._state.view(OnDevice)
+        scaler.scale(loss).backward()
+        if unscaled:
+            scaler.unscale_(adam)
+        scaler.step(adam)
+        scaler.update()
+    state = scaler._state.view(np.ndarray)
+    assert state[3] > 0, "an overflow was skipped"
+    with pytest.raises(AssertionError, match="waits"):
+        float(scaler._state[0])
 
 
 def test_state_of_the_scaler() -> None:

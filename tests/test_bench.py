@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -28,6 +29,7 @@ from dlgpu.backends import reference, tuning
 from dlgpu.bench import cases, check, contestants, lab, measure, networks, report, run
 from dlgpu.bench.cases import Case, by_information, every_case, select, tiny
 from dlgpu.bench.command import choose
+from dlgpu.bench.goals import GOALS, Goal
 from dlgpu.bench.measure import Ceilings, EventClock, Work
 from dlgpu.bench.ops import OPS
 from dlgpu.errors import BackendUnavailable, DataError, ShapeError, UnknownName
@@ -137,10 +139,68 @@ def test_a_short_run_sees_a_bit_of_everything() -> None:
     order = select()
     assert {c.op for c in order[:100]} == set(OPS)
     assert {c.dtype for c in order[:200]} == set(cases.DTYPES)
-    first_convs = [c for c in order if c.op == "conv2d" and c.dtype == "float32"][:6]
+    first_convs = [c for c in order if c.op == "conv2d" and c.dtype == "tf32"][:6]  # in which no goal goes first
     assert {c.group for c in first_convs} == set(networks.NETWORKS)  # the heaviest layer of each
     assert {c.batch for c in first_convs} == {64}
     assert sorted(map(id, by_information(order))) == sorted(map(id, order))  # nothing lost, nothing twice
+
+
+def test_the_goals_are_answered_first() -> None:
+    """A run that sees no more cases than there are goals sees one of each; two of each come next."""
+    order = select()
+    for goal in GOALS:
+        answers = [case for case in order if goal.takes(case)]
+        seen = sum(goal.takes(case) for case in order[: len(GOALS)])
+        assert seen >= 1, goal.text
+        assert sum(goal.takes(case) for case in order[: 2 * len(GOALS)]) >= min(2, len(answers)), goal.text
+    assert not any(goal.takes(case) for goal in GOALS for case in tiny(order))
+
+
+def test_which_cases_answer_a_goal() -> None:
+    def takes(text: str, op: str, dtype: str, **sizes: int) -> bool:
+        (goal,) = (goal for goal in GOALS if goal.text == text)
+        return goal.takes(Case(op, "group", "name", dtype, conv | sizes))
+
+    conv = dict(N=32, C=128, H=28, K=128, R=3, stride=1, padding=1, groups=1)
+    wide = "half conv, 3x3, C and K >= 128"
+    assert takes(wide, "conv2d", "bfloat16")
+    for other in (dict(N=31), dict(C=127), dict(K=127), dict(R=1), dict(groups=2)):
+        assert not takes(wide, "conv2d", "bfloat16", **other)
+    assert not takes(wide, "conv2d", "float32")
+    assert not takes(wide, "conv2d_bias_relu", "float16")
+    assert takes("half conv + bias + ReLU, C or K <= 64", "conv2d_bias_relu", "float16", K=64)
+    assert not takes("half conv + bias + ReLU, C or K <= 64", "conv2d_bias_relu", "float16")
+    few, many = "float32 conv, 3x3, C <= 128 (Winograd)", "float32 conv, 3x3, C >= 256 (Winograd)"
+    assert [takes(few, "conv2d", "float32", C=c) for c in (3, 64, 128, 129, 256)] == [False, True, True, False, False]
+    assert [takes(many, "conv2d", "float32", C=c) for c in (128, 255, 256, 512)] == [False, False, True, True]
+    assert not takes(few, "conv2d", "float32", stride=2)
+    assert not takes(few, "conv2d", "tf32")
+
+
+def test_how_far_a_goal_was_reached() -> None:
+    row = {
+        "cached": False,
+        "results": [
+            {"by": "dlgpu", "ours": True, "us": 12.0},
+            {"by": "dlgpu winograd2", "ours": True, "us": 10.0},
+            {"by": "dlgpu hopper", "ours": True, "state": "WRONG"},
+            {"by": "torch", "ours": False, "us": 30.0},
+            {"by": "torch channels_last", "ours": False, "us": 15.0},
+            {"by": "numpy", "ours": False, "us": 1.0},
+        ],
+    }
+    ratio = Goal("ratio", lambda case: True, ("torch", "torch channels_last"), 1.4, 1.6)
+    assert ratio.reached(row, 8.0) == (1.5, "dlgpu winograd2")
+    assert replace(ratio, against=("torch",)).reached(row, 8.0) == (3.0, "dlgpu winograd2")
+    assert replace(ratio, against=("cudnn",)).reached(row, 8.0) is None
+    share = replace(ratio, against=())
+    assert share.reached(row, 8.0) == (0.8, "dlgpu winograd2")
+    assert share.reached(row | {"cached": True}, 8.0) is share.reached(row, None) is None
+    assert ratio.reached({"state": "timeout", "reason": "hung", "case": {}}, 8.0) is None
+    assert [ratio.verdict(v) for v in (None, 1.39, 1.4, 1.6, float("nan"))] == [
+        *("not measured", "not met", "met", "met, and the stretch", "not met")
+    ]
+    assert (ratio.shown(1.5), share.shown(0.853), share.shown(None)) == ("1.50x", "85%", "-")
 
 
 def test_filters() -> None:
@@ -167,13 +227,19 @@ def test_defaults_of_the_command() -> None:
     assert {c.dtype for c in cpu} == {"float32"}
     assert max(c.flops for c in cpu) <= 50e9 < max(c.flops for c in choose(("gemm",), device="cpu", **free)[0])  # type: ignore[arg-type]
     assert settings.compare == contestants.BASELINES
-    gpu, _ = choose((), device="cuda", **free)  # type: ignore[arg-type]
+    gpu, settings_of_gpu = choose((), device="cuda", **free)  # type: ignore[arg-type]
     assert {c.batch for c in gpu} == {1, 32, 64, 256, None}
+    assert settings_of_gpu.reference_gflop < settings.reference_gflop
     assert {c.dtype for c in gpu} == set(cases.DTYPES)
     emulated, settings = choose((), device="host-kernels", **free)  # type: ignore[arg-type]
     assert max(c.bytes for c in emulated) < 1e6
+    assert {c.dtype for c in emulated} == set(cases.DTYPES)
     assert settings.compare == ()
     assert not settings.ceilings
+    for backend, device in (("numpy", "cpu"), ("host", "host-kernels"), ("cuda:cupy", "cuda"), ("cuda:native", "cuda")):
+        same, settings = choose((), device=backend, **free)  # type: ignore[arg-type]
+        assert same == choose((), device=device, **free)[0]  # type: ignore[arg-type]
+        assert (settings.device, settings.kind) == (backend, device)
     for wrong in (dict(algorithms=("winograd",)), dict(compare=("pytorch",)), dict(layout="nhwc")):
         with pytest.raises(UnknownName):
             choose((), device="cpu", **(free | wrong))  # type: ignore[arg-type]
@@ -319,6 +385,8 @@ def test_ours_says_what_it_cannot_do() -> None:
     winograd = contestants.Ours(reference, Instant(), algorithm="winograd4")
     assert winograd.name == "dlgpu winograd4"
     assert not winograd.takes(it)
+    with pytest.raises(BackendUnavailable, match="multiplies roundings by ten"):
+        contestants.Ours(Wrong(), Instant(), algorithm="winograd4").prepare(case("conv2d", CONV, "tf32"), {})
     assert winograd.takes(case("conv2d", CONV))
 
 
@@ -462,7 +530,7 @@ def test_capture_makes_a_graph_with_memory_of_its_own() -> None:
         cupy.log.append("call")
         pools.add(id(cupy.allocator.__self__))
 
-    work = clock.capture([call, call])
+    work = clock.capture([call, call], 1.0)
     assert cupy.log == ["use", "call", "call", "sync", "begin", "call", "call", "end"]
     assert (work.calls, work.how) == (2, "graph")
     assert clock.seconds(work.run) / work.calls == pytest.approx(4e-3)  # one replay makes two calls
@@ -483,7 +551,7 @@ def test_what_cannot_be_captured_is_called_one_by_one(how: str) -> None:
         cupy.log.append("call")
         cupy.time += 1e-3
 
-    work = clock.capture([call] * 3)
+    work = clock.capture([call] * 3, 1.0)
     assert work.how.startswith("events (no graph: ")
     assert ("NotImplementedError: calling" in work.how) == (how == "in the call")
     assert "end" in cupy.log  # the stream does not stay in capture mode
@@ -498,6 +566,26 @@ def test_memory_is_nan_before_a_check() -> None:
     assert cupy.log == ["fill 0xff 512"]
     for kind in ("f4", "f2", dtypes.bfloat16):
         assert np.isnan(np.frombuffer(b"\xff" * 4, kind).astype(np.float32)).all()
+
+
+def test_outputs_leave_the_cache_too() -> None:
+    """As many results are alive as there are input sets, so that they cannot all lie in one place."""
+
+    class Output:
+        pass
+
+    outputs: list[weakref.ref[Output]] = []
+    alive: list[int] = []
+
+    def call() -> Output:
+        made = Output()
+        outputs.append(weakref.ref(made))
+        alive.append(sum(one() is not None for one in outputs))
+        return made
+
+    measure.one_by_one([call] * 3, 20e-6).run()
+    assert alive == [1, 2, 3] + [4] * 9  # three sets, and the one that is being made
+    assert not any(one() for one in outputs)
 
 
 # --- statistics -------------------------------------------------------------------------------------------------------
@@ -523,7 +611,9 @@ def test_contestants_take_turns_in_changing_order() -> None:
             return self.taken
 
     works = {n: (Clock(n, s), Work(lambda: None, 4, "clock")) for n, s in (("a", 4.0), ("b", 8.0), ("c", 2.0))}
-    found = measure.interleave(works, rounds=3, limit=100, now=lambda: 0.0)
+    turns: list[str] = []
+    found = measure.interleave(works, rounds=3, limit=100, turn=turns.append, now=lambda: 0.0)
+    assert turns == ran
     assert ran == list("abc") + list("bca") + list("cab")
     assert found == {"a": [1.0] * 3, "b": [2.0] * 3, "c": [0.5] * 3}  # per call: each run makes four
     ticks = iter(range(100))
@@ -533,12 +623,14 @@ def test_contestants_take_turns_in_changing_order() -> None:
 
 
 def test_repeats_fill_the_shortest_time() -> None:
-    a, b = (lambda: None), (lambda: None)
-    assert measure.repeated([a, b], 1.0) == [a, b]
-    assert measure.repeated([a, b], 20e-6) == [a, b] * 5
-    assert len(measure.repeated([a, b], 0.0)) == measure.MOST_CALLS
-    assert len(measure.repeated([a] * 32, 1e-9)) == measure.MOST_CALLS
     ran: list[int] = []
+    work = measure.one_by_one([lambda: ran.append(0), lambda: ran.append(1)], 20e-6)
+    work.run()
+    assert ran == [0, 1] * 5
+    assert (work.calls, work.how) == (10, "events")
+    for sets, seconds, calls in ((2, 1.0, 2), (2, 0.0, measure.MOST_CALLS), (32, 1e-9, measure.MOST_CALLS)):
+        assert measure.one_by_one([lambda: None] * sets, seconds).calls == calls
+    ran.clear()
     work = measure.cycle([lambda: ran.append(0), lambda: ran.append(1), lambda: ran.append(2)], "clock", 100e-6)
     assert work.calls == 2
     work.run()
@@ -623,13 +715,51 @@ def test_a_failing_or_missing_contestant_leaves_the_others_their_times(monkeypat
     assert rows["numpy"]["gbs"] == pytest.approx(GEMM.bytes / rows["numpy"]["us"] / 1e3)
 
 
+def test_numpy_takes_no_turns_with_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its milliseconds would leave microseconds no rounds."""
+
+    class Other(Instant):
+        pass
+
+    groups: list[list[str]] = []
+    interleave = measure.interleave
+
+    def noting(works: Any, **how: Any) -> Any:
+        groups.append(list(works))
+        return interleave(works, **how)
+
+    monkeypatch.setattr(measure, "interleave", noting)
+    numpy = contestants.Ours(reference, Other(), "numpy", ours=False)
+    here = make_lab(reference, monkeypatch, numpy, contestants.Ours(reference, Instant(), "torch", ours=False))
+    here.ours[0].name = "dlgpu"
+    rows = here.run(GEMM)["results"]
+    assert groups == [["dlgpu", "torch"], ["numpy"]]
+    assert all("us" in row for row in rows)
+
+
+def test_ceilings_do_not_ask_who_may_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def prepare(self: contestants.Ours, *args: Any) -> Any:
+        asked.append(self.name)
+        return lambda: None
+
+    here = make_lab(reference, monkeypatch, contestants.Ours(reference, Instant(), "other", ours=False))
+    here.contestants.append(contestants.Ours(reference, here.clock, algorithm="hopper"))
+    for contestant in here.contestants:
+        contestant.clock = here.clock  # type: ignore[misc]
+    monkeypatch.setattr(contestants.Ours, "prepare", prepare)
+    assert here._product_gflops("float16", 8) > 0
+    assert asked == ["numpy", "other"]
+
+
 def test_check_only(monkeypatch: pytest.MonkeyPatch) -> None:
     here = make_lab(reference, monkeypatch)
     here.settings = replace(here.settings, rounds=0)
     (row,) = here.run(GEMM)["results"]
     assert row["state"] == "ok"
     assert "us" not in row
-    (line,) = report.lines({"case": run.describe(GEMM), "results": [row]}, None)
+    (line,) = report.lines({"case": run.describe(GEMM), "results": [row], "cached": False}, None)
     assert "right; not timed" in report.line_of(report.cells(line))
 
 
@@ -647,7 +777,7 @@ def test_the_reference_is_left_out_where_it_would_take_too_long(monkeypatch: pyt
 @pytest.mark.parametrize("op", ["conv2d", "conv2d_grad_weight", "linear", "max_pool2d_grad", "adam_step"])
 def test_the_kernels_run_on_the_host_launcher(op: str) -> None:
     try:
-        here = lab.Lab(lab.Settings("host-kernels", compare=(), rounds=3, seconds=0.0, ceilings=False))
+        here = lab.Lab(lab.Settings("host", compare=(), rounds=3, seconds=0.0, ceilings=False))
     except BackendUnavailable as error:
         pytest.skip(str(error))
     (it,) = [c for c in ONE_OF_EACH if (c.op, c.dtype) == (op, "float32")]
@@ -661,6 +791,7 @@ def test_the_kernels_run_on_the_host_launcher(op: str) -> None:
 
 MACHINE = {
     "device": "cpu",
+    "backend": "numpy",
     "name": "a machine",
     "dlgpu": "0",
     "commit": "abc",
@@ -727,6 +858,53 @@ def test_a_crash_costs_one_case_and_one_worker(tmp_path: Path) -> None:
     assert run.Results.read(results.path).rows == results.rows
 
 
+def test_who_crashes_is_left_out_and_the_case_measured(tmp_path: Path) -> None:
+    """After a crash of this case, after a hang of all of its family; the others keep their times."""
+    asked: list[tuple[tuple[str, str], ...]] = []
+    states = {"a": "crashed", "b": "timeout"}
+
+    class Here(FakeWorker):
+        def ask(self, request: Any, seconds: float) -> Any:
+            if request == "machine":
+                return MACHINE
+            asked.append(self.settings.without)
+            for name, state in states.items():
+                if not {(name, request.id), (name, "product")} & {*self.settings.without}:
+                    return {"state": state, "reason": "why", "by": name}
+            gone = [{"by": name, "ours": True, "state": "not available", "reason": "left out"} for name in states]
+            return {"results": [timed("numpy", 10.0, True), *gone], "sets": 1, "cached": True}
+
+    def worker(settings: lab.Settings) -> Any:
+        here = Here([])
+        here.settings = settings  # type: ignore[attr-defined]
+        return here
+
+    results = run.Results(tmp_path / "results.json")
+    run.run(ITS[:2], SETTINGS, results, budget=1e9, worker=worker)
+    a, b, again = (("a", ITS[0].id), ("b", "product"), ("a", ITS[1].id))
+    assert asked == [(), (a,), (a, b), (a, b), (a, b, again)]
+    states_of = [{r["by"]: (r["state"], r.get("reason")) for r in row["results"]} for row in results.rows]
+    assert states_of[0]["a"] == states_of[1]["a"] == ("failed", "crashed: why")
+    assert states_of[0]["b"] == ("failed", "timeout: why")
+    assert states_of[1]["b"] == ("not available", "left out")
+    assert all("us" in row["results"][0] for row in results.rows)
+    assert len(results.wrong) == 3
+
+
+def test_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    other = contestants.Ours(reference, Instant(), "other", ours=False)
+    here = make_lab(reference, monkeypatch, other)
+    here._tell = lambda trying: told.append(trying.by)
+    here.settings = replace(here.settings, without=(("other", "product"), ("numpy", "conv")))
+    rows = {row["by"]: row for row in here.run(GEMM)["results"]}
+    assert (rows["other"]["state"], "us" in rows["numpy"]) == ("not available", True)
+    assert told == ["numpy", "other", "numpy", *["numpy"] * 3]  # checked, captured, timed
+    here.settings = replace(here.settings, without=(("numpy", GEMM.id),))
+    rows = {row["by"]: row for row in here.run(GEMM)["results"]}
+    assert (rows["numpy"]["state"], "us" in rows["other"]) == ("not available", True)
+
+
 def test_results_are_on_disk_as_they_come(tmp_path: Path) -> None:
     seen = []
 
@@ -772,6 +950,12 @@ def _hangs(settings: Any, connection: Any) -> None:
     time.sleep(600)
 
 
+def _hangs_in_one(settings: Any, connection: Any) -> None:
+    for name in ("first", "second"):
+        connection.send(lab.Trying(name))
+    time.sleep(600)
+
+
 def _raises(settings: Any, connection: Any) -> None:
     connection.send("ValueError: what")
     connection.recv()
@@ -785,6 +969,10 @@ def test_a_real_worker_that_dies_hangs_or_raises() -> None:
     assert worker.ask(GEMM, 0.1) == {"state": "timeout", "reason": "no answer within 0 seconds"}
     worker.end()
     assert not worker._process.is_alive()
+    worker = run.Worker(SETTINGS, _hangs_in_one)
+    assert worker._connection.poll(60)  # it has started
+    assert worker.ask(GEMM, 0.5)["by"] == "second"
+    worker.end()
     worker = run.Worker(SETTINGS, _raises)
     assert worker.ask(GEMM, 60) == {"state": "crashed", "reason": "ValueError: what"}
     worker.end()
@@ -815,13 +1003,18 @@ def some_results(path: Path) -> run.Results:
     results = run.Results(path, dict(MACHINE), {}, left=5)
     results.rows = [
         {"case": run.describe(GEMM)} | FINE,
-        {"case": run.describe(conv), "results": [timed("dlgpu", 10.0, True, conv), timed("torch", 30.0, False, conv)]},
+        {
+            "case": run.describe(conv),
+            "results": [timed("dlgpu", 10.0, True, conv), timed("torch", 30.0, False, conv)],
+            "cached": False,
+        },
         {
             "case": run.describe(relu),
             "results": [
                 {"by": "dlgpu", "ours": True, "state": "WRONG", "reason": "relative error 0.5"},
                 {"by": "torch", "ours": False, "state": "not available", "reason": "because"},
             ],
+            "cached": False,
         },
         {"case": run.describe(ITS[1]), "state": "timeout", "reason": "no answer within 3 seconds"},
     ]
@@ -860,6 +1053,30 @@ def test_markdown(tmp_path: Path) -> None:
     widths = {line.count("|") for line in tables}
     assert widths == {10, 12}  # the summary and the tables of the ops: every row as wide as its head
     assert "None" not in text
+
+
+def test_goals_of_a_gpu(tmp_path: Path) -> None:
+    results = run.Results(tmp_path / "results.json", MACHINE | {"device": "cuda", "backend": "cuda:native"})
+    results.rows = []
+    for batch, ours in ((32, 10.0), (64, 40.0)):
+        sizes = dict(N=batch, C=128, H=28, K=128, R=3, stride=1, padding=1, groups=1)
+        it = Case("conv2d_bias_relu", "vgg16", "conv", "float16", sizes)
+        by = [timed("dlgpu", ours, True, it), timed("torch channels_last", 20.0, False, it)]
+        results.rows.append({"case": run.describe(it), "results": by, "cached": False})
+    text = report.markdown(results)
+    assert "a machine (cuda:native)" in text
+    wanted = (
+        "| half conv + bias + ReLU, 3x3, C and K >= 128 | torch channels_last | 1.05x | 1.20x | 2 | 1.00x | 0.50x | "
+    )
+    assert wanted + "dlgpu | not met |" in text
+    assert "| bfloat16 product, 8192 | torch or cublas (CuPy) | 0.95x | 1.02x | 0 | - | - | - | not measured |" in text
+    assert "## Goals" not in report.markdown(some_results(tmp_path / "results.json"))
+
+
+def test_what_stays_in_the_cache_is_marked(tmp_path: Path) -> None:
+    (row, *_) = some_results(tmp_path / "results.json").rows
+    assert [report.cells(line)[5] for line in report.lines(row, None)] == ["-*"]
+    assert [report.cells(line)[5] for line in report.lines(row | {"cached": False}, None)] == ["-"]
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -912,7 +1129,7 @@ def command(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_command(tmp_path: Path) -> None:
     done = command(tmp_path, "gemm", "--tiny", "--compare", "none", "--device", "cpu", "--output", "here")
     assert (done.returncode, done.stderr) == (0, "")
-    assert "gemm ladder 4096 (tiny) float32" in done.stdout
+    assert "gemm ladder 8192 (tiny) float32" in done.stdout
     assert sorted(path.name for path in (tmp_path / "here").iterdir()) == [
         "bars.png",
         "report.md",
@@ -932,12 +1149,14 @@ def test_command(tmp_path: Path) -> None:
         (["--resume"], "got no --output"),
         (["--compare", "touch"], "Did you mean 'torch'?"),
         (["--device", "gpu"], "unknown backend"),
+        (["--budget-minutes", "0"], "is not in the range"),
+        (["--case-seconds", "-1"], "is not in the range"),
     ],
 )
 def test_command_errors(tmp_path: Path, arguments: list[str], text: str) -> None:
     done = command(tmp_path, *arguments)
     assert done.returncode == 2
-    assert done.stderr.startswith("error: [")
+    assert done.stderr.startswith(("error: [", "Usage:"))
     assert text in done.stderr
     assert not list(tmp_path.iterdir())
 
@@ -946,8 +1165,8 @@ def test_command_lists_without_measuring(tmp_path: Path) -> None:
     done = command(tmp_path, "conv2d", "--network", "vgg16", "--batch", "64", "--device", "cpu", "--list")
     lines = done.stdout.splitlines()
     assert len(lines) == 9  # VGG16 has nine different layers
-    assert lines[0].split()[:3] == ["conv2d", "vgg16", "conv3_2"]
-    assert "236.760 GFLOP" in lines[0]
+    (conv3_2,) = (line for line in lines if line.split()[:3] == ["conv2d", "vgg16", "conv3_2"])
+    assert "236.760 GFLOP" in conv3_2
     assert not list(tmp_path.iterdir())
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
+from dlgpu.bench.goals import GOALS
 from dlgpu.bench.networks import NETWORKS, layers
 from dlgpu.bench.ops import FAMILIES, OPS, Op, Sizes
 from dlgpu.errors import ShapeError, UnknownName
@@ -216,23 +218,26 @@ def select(
 
 
 def by_information(cases: Iterable[Case]) -> list[Case]:
-    """The order in which a short run learns most: a little of everything first.
+    """The order in which a short run learns most: the first case of every goal, the second, then everything else.
 
-    Cases are dealt in rounds. In each, every op and precision gives its next few (`Op.turns`); ops that only move bytes
-    show float32 in the first round and one precision more in each further one; float32x3 comes a round later. Within an
-    op and precision, the heaviest layers of all networks come first, at batch 64; other batches follow three ranks
-    later each.
+    That is dealt in rounds. In each, every op and precision gives its next few (`Op.turns`), one after the other; ops
+    that only move bytes show float32 in the first round and one precision more in each further one; float32x3 comes a
+    round later. Within an op and precision, the heaviest layers of all networks come first, at batch 64; other batches
+    follow three ranks later each.
     """
     queues: dict[tuple[str, str], list[Case]] = {}
     for case in cases:
         queues.setdefault((case.op, case.dtype), []).append(case)
-    dealt: list[tuple[int, Case]] = []
+    dealt: list[tuple[float, Case]] = []
     for (_, dtype), queue in queues.items():
         queue.sort(key=_importance)
         what = queue[0].what
         late = int(dtype == "float32x3") if what.flops(queue[0].sizes) else what.dtypes.index(dtype)
-        dealt += [(late + index // what.turns, case) for index, case in enumerate(queue)]
-    return [case for _, case in sorted(dealt, key=lambda turn: turn[0])]  # stable: within a round, ops stay in order
+        dealt += [(late + index / what.turns, case) for index, case in enumerate(queue)]
+    order = [case for _, case in sorted(dealt, key=lambda turn: turn[0])]  # stable: within a turn, ops stay in order
+    per_goal = [[case for case in order if goal.takes(case)][:2] for goal in GOALS]
+    first = [case for turn in zip_longest(*per_goal) for case in turn if case]
+    return list({case.id: case for case in (*first, *order)}.values())
 
 
 def _importance(case: Case) -> int:

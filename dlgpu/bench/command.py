@@ -8,9 +8,11 @@ from dlgpu import memory_format
 from dlgpu.backends.contract import ALGORITHMS
 from dlgpu.bench.cases import BATCHES, DTYPES, Case, select, tiny
 from dlgpu.bench.contestants import BASELINES, HOPPER
-from dlgpu.bench.lab import Settings
+from dlgpu.bench.lab import Settings, kind_of
 from dlgpu.errors import ShapeError, UnknownName
 
+# Of the reference beside a GPU: 100 MB or a GFLOP take NumPy as long as all other contestants together.
+MOST_BESIDE_GPU = 1.0
 # A processor should not spend a minute on one case, unless somebody names its op.
 MOST_CPU_GFLOP = 50
 
@@ -43,21 +45,24 @@ def choose(
                 raise UnknownName("bench", kind, name, known)
     if "none" in compare and len(compare) > 1:
         raise ShapeError(f"[bench] --compare none goes alone; got {', '.join(compare)}")
-    if autotune and device == "cpu":
+    kind = kind_of(device)
+    if autotune and kind == "cpu":
         raise ShapeError("[bench] --autotune chooses among kernels, on --device cuda or host-kernels; got cpu")
-    gpu = device == "cuda"
-    cases = select(ops, networks, batches or (BATCHES if gpu else (1,)), dtypes or (DTYPES if gpu else ("float32",)))
-    if small or device == "host-kernels":
+    gpu, kernels = kind == "cuda", kind != "cpu"
+    every = dtypes or (DTYPES if kernels else ("float32",))
+    cases = select(ops, networks, batches or (BATCHES if gpu else (1,)), every)
+    if small or kind == "host-kernels":
         cases = tiny(cases)
     elif not gpu and not ops:
         cases = [case for case in cases if case.flops <= MOST_CPU_GFLOP * 1e9]
-    usual = () if device == "host-kernels" else BASELINES  # an emulation competes with nobody
+    usual = () if kind == "host-kernels" else BASELINES  # an emulation competes with nobody
     return cases, Settings(
         device,
         compare=() if "none" in compare else tuple(compare) or usual,
         algorithms=tuple(dict.fromkeys(algorithms)),
         layout=memory_format.parse(layout),
         autotune=autotune,
-        ceilings=device != "host-kernels" and not check_only,
+        ceilings=kind != "host-kernels" and not check_only,
         rounds=0 if check_only else Settings.rounds,
+        reference_gflop=MOST_BESIDE_GPU if gpu else Settings.reference_gflop,
     )

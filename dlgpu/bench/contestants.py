@@ -18,7 +18,7 @@ from dlgpu.backends.kernels.launching import filled
 from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case
 from dlgpu.bench.cudnn_frontend import Cudnn
-from dlgpu.bench.measure import Call, Clock, EventClock, WallClock, Work, cycle, one_by_one, repeated
+from dlgpu.bench.measure import Call, Clock, EventClock, WallClock, Work, cycle, one_by_one
 from dlgpu.bench.ops import Arrays
 from dlgpu.errors import BackendUnavailable
 from dlgpu.memory_format import MemoryFormat
@@ -85,6 +85,8 @@ class Ours:
     def prepare(self, case: Case, arrays: Arrays) -> Call:
         if case.dtype in ("tf32", "float32x3") and self.backend is reference:
             raise BackendUnavailable(f"[{self.name}] computes float32 products exactly; got {case.dtype} asked for")
+        if case.dtype == "tf32" and self.algorithm == "winograd4":
+            raise BackendUnavailable(f"[{self.name}] multiplies roundings by ten; got tf32, which has none to spare")
         capability = getattr(getattr(self.backend, "launcher", None), "capability", None)
         if self.algorithm == HOPPER and capability != 90:
             raise BackendUnavailable(f"[{self.name}] wgmma kernels want capability 9.0; got {capability}")
@@ -116,7 +118,7 @@ class Ours:
 
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
         if isinstance(self.clock, EventClock):
-            return self.clock.capture(repeated(calls, seconds_per_call))
+            return self.clock.capture(calls, seconds_per_call)
         return cycle(calls, self.how, seconds_per_call)
 
     def launches(self, call: Call) -> list[str]:
@@ -226,7 +228,7 @@ class Torch:
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
         if self.device == "cpu":
             return cycle(calls, "clock", seconds_per_call)
-        work = one_by_one(repeated(calls, seconds_per_call), "events")
+        work = one_by_one(calls, seconds_per_call)
         work.run()  # cudnn.benchmark tries its algorithms here
         self.stream.synchronize()
         graph = self.torch.cuda.CUDAGraph()
@@ -256,6 +258,8 @@ class Cublas:
     def prepare(self, case: Case, arrays: Arrays) -> Call:
         if case.dtype == "tf32":
             raise BackendUnavailable("[cublas] CuPy takes TF32 for a whole process only (CUPY_TF32); see torch's row")
+        if case.op == "batched_gemm" and case.storage != "float32":  # cupy/cupy#10317
+            raise BackendUnavailable(f"[cublas] CuPy multiplies no batches of {case.dtype} as such; see torch's row")
         assert case.what.library is not None
         library = case.what.library
         return lambda: library(self.cupy, arrays, case.sizes)
@@ -265,7 +269,7 @@ class Cublas:
 
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
         # CuPy refuses to call cuBLAS on a stream that is being captured
-        return one_by_one(repeated(calls, seconds_per_call), "events")
+        return one_by_one(calls, seconds_per_call)
 
 
 def baselines(names: Sequence[str], clock: Clock) -> tuple[list[Contestant], dict[str, str]]:

@@ -8,7 +8,7 @@ from typing import Any
 from dlgpu import memory_format
 from dlgpu.bench.arrange import arranged
 from dlgpu.bench.cases import Case
-from dlgpu.bench.measure import Call, Clock, EventClock, Work, repeated
+from dlgpu.bench.measure import Call, Clock, EventClock, Work
 from dlgpu.bench.ops import Arrays, output_size
 from dlgpu.errors import BackendUnavailable
 
@@ -79,7 +79,7 @@ class Cudnn:
         return (returned,)
 
     def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
-        return self.clock.capture(repeated(calls, seconds_per_call))
+        return self.clock.capture(calls, seconds_per_call)
 
 
 def result_shape(case: Case, own: Arrays) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from dlgpu import backends, dtypes
 from dlgpu.bench import check, measure
 from dlgpu.bench.cases import ITEMSIZE, Case
 from dlgpu.bench.contestants import BASELINES, Contestant, Ours, baselines, release
-from dlgpu.bench.measure import Call, Ceilings, Clock, EventClock, Figures, WallClock, one_line
+from dlgpu.bench.measure import Call, Ceilings, Clock, EventClock, Figures, WallClock, Work, one_line
 from dlgpu.errors import BackendUnavailable, DlgpuError
 from dlgpu.memory_format import MemoryFormat
 
@@ -33,15 +34,16 @@ class Settings:
     """How to measure.
 
     Attributes:
-        device: "cuda", "cpu" or "host-kernels".
+        device: as `backends.get` takes it.
         compare: which of `contestants.BASELINES`.
         algorithms: of convolutions; each is a contestant.
         layout: of our images.
         autotune: our kernels are chosen by `dlgpu.autotune`.
-        seconds: of timing per case, all contestants together.
+        seconds: of timing per case, all contestants on the device together.
         rounds: at most so many figures per contestant; 0 checks only.
         ceilings: measure what the machine can do first.
         reference_gflop: the NumPy reference is left out of cases with more work than this, and says so.
+        without: (contestant, case id or family) pairs that are left out, because they have crashed or hung before.
     """
 
     device: str
@@ -53,24 +55,42 @@ class Settings:
     rounds: int = 50
     ceilings: bool = True
     reference_gflop: float = 20.0
+    without: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """ "cuda", "cpu" or "host-kernels"."""
+        return kind_of(self.device)
+
+
+def kind_of(device: str) -> str:
+    """The device of a backend: "cuda:native" -> "cuda"."""
+    return {"numpy": "cpu", "host": "host-kernels"}.get(device, device.partition(":")[0])
+
+
+@dataclass(frozen=True)
+class Trying:
+    """Said before a contestant runs, in case nothing is heard afterwards."""
+
+    by: str
 
 
 class Lab:
     """Checks and times cases, one at a time."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, tell: Callable[[Trying], None] = lambda trying: None) -> None:
+        self.settings, self._tell = settings, tell
         backend = backends.get(settings.device)
-        self.xp = backend.xp
-        self.clock: Clock = EventClock(self.xp) if settings.device == "cuda" else WallClock()
-        self.cache_bytes, self.most_sets = self._cache_bytes(), MOST_SETS[settings.device]
-        name = {"cpu": "numpy"}.get(settings.device, "dlgpu")
-        how = "emulated" if settings.device == "host-kernels" else "clock"
+        self.backend, self.xp = backend.name, backend.xp
+        self.clock: Clock = EventClock(self.xp) if settings.kind == "cuda" else WallClock()
+        self.cache_bytes, self.most_sets = self._cache_bytes(), MOST_SETS[settings.kind]
+        name = {"cpu": "numpy"}.get(settings.kind, "dlgpu")
+        how = "emulated" if settings.kind == "host-kernels" else "clock"
         self.ours = [
             Ours(backend, self.clock, name, algorithm, settings.layout, autotune=settings.autotune, how=how)
             for algorithm in settings.algorithms
         ]
-        wanted = [b for b in settings.compare if not (b == "numpy" and settings.device == "cpu")]
+        wanted = [b for b in settings.compare if not (b == "numpy" and settings.kind == "cpu")]
         others, self.missing = baselines(wanted, self.clock)
         self.contestants: list[Contestant] = [*self.ours, *others]
 
@@ -79,7 +99,8 @@ class Lab:
     def machine(self) -> Row:
         """What the figures were measured on and with; ceilings included."""
         found: Row = {
-            "device": self.settings.device,
+            "device": self.settings.kind,
+            "backend": self.backend,
             "name": self._device_name(),
             "dlgpu": dlgpu.__version__,
             "commit": _commit(),
@@ -94,11 +115,11 @@ class Lab:
         for module in ("torch", "cupy"):
             with contextlib.suppress(ImportError):
                 found[module] = __import__(module).__version__
-        if self.settings.device == "cuda":
-            found["gpu"] = self.gpu_state()
+        found["ceilings"] = asdict(self.ceilings()) if self.settings.ceilings else None
+        if self.settings.kind == "cuda":
+            found["gpu"] = self.gpu_state()  # after the ceilings: the clocks of a busy GPU
             found["cuda_runtime"] = self.xp.cuda.runtime.runtimeGetVersion()
             found["cudnn"] = _cudnn_version()
-        found["ceilings"] = asdict(self.ceilings()) if self.settings.ceilings else None
         return found
 
     def gpu_state(self) -> str:
@@ -112,7 +133,7 @@ class Lab:
         return f"{query}: {(done.stdout or done.stderr).strip()}"
 
     def _device_name(self) -> str:
-        if self.settings.device == "cuda":
+        if self.settings.kind == "cuda":
             name = self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)["name"]
             return name.decode() if isinstance(name, bytes) else str(name)
         info = Path("/proc/cpuinfo")
@@ -121,7 +142,7 @@ class Lab:
 
     def _cache_bytes(self) -> int:
         """Of the last cache before memory."""
-        if self.settings.device == "cuda":
+        if self.settings.kind == "cuda":
             return int(self.xp.cuda.runtime.getDeviceProperties(self.xp.cuda.Device().id)["l2CacheSize"])
         size = Path("/sys/devices/system/cpu/cpu0/cache/index3/size")
         text = size.read_text().strip() if size.exists() else ""
@@ -129,18 +150,19 @@ class Lab:
 
     def ceilings(self) -> Ceilings:
         """Copy bandwidth of the array library, and the best matrix product of any contestant."""
-        gpu = self.settings.device == "cuda"
+        gpu = self.settings.kind == "cuda"
         gbs = measure.copy_gbs(self.xp, self.clock, (4 << 30) if gpu else max(64 << 20, 2 * self.cache_bytes))
         n = 8192 if gpu else 1536
         gflops = {dtype: self._product_gflops(dtype, n) for dtype in (ITEMSIZE if gpu else ("float32",))}
         return Ceilings(gbs, {dtype: best for dtype, best in gflops.items() if best})
 
     def _product_gflops(self, dtype: str, n: int) -> float:
-        """0 if nobody can do it; the cases say why."""
+        """0 if nobody can do it; the cases say why. Of ours only the plain one is asked: others may hang."""
         case = Case("gemm", "ceiling", str(n), dtype, dict(M=n, N=n, K=n))
         arrays = check.draw(self.xp, case.what.arrays(case.sizes), dtypes.parse(case.storage), 0)
         best = 0.0
-        for contestant in self.contestants:
+        plain = [c for c in self.contestants if not isinstance(c, Ours) or c.algorithm == "auto"]
+        for contestant in plain:
             if contestant.takes(case) and contestant.clock is self.clock:
                 with contextlib.suppress(Exception):
                     best = max(best, case.flops / measure.best_of(self.clock, contestant.prepare(case, arrays)) / 1e9)
@@ -166,9 +188,9 @@ class Lab:
         ready: dict[str, tuple[Contestant, list[Call]]] = {}
         for contestant in (c for c in self.contestants if c.takes(case)):
             row = results[contestant.name] = {"by": contestant.name, "ours": contestant.ours}
+            self._trying(contestant.name)
             try:
-                if contestant.name == "numpy" and not contestant.ours:
-                    self._small_enough(case)
+                self._not_left_out(contestant, case)
                 first = contestant.prepare(case, sets[0])
                 row |= self._checked(contestant, first, truths)
                 if row["state"] in ("ok", "inexact") and self.settings.rounds:
@@ -183,7 +205,14 @@ class Lab:
             results[name] |= self._rates(case, figures)
         return {"results": list(results.values()), "sets": count, "cached": count * case.bytes < 2 * self.cache_bytes}
 
-    def _small_enough(self, case: Case) -> None:
+    def _trying(self, name: str) -> None:
+        self._tell(Trying(name))
+
+    def _not_left_out(self, contestant: Contestant, case: Case) -> None:
+        if {(contestant.name, case.id), (contestant.name, case.what.family)} & {*self.settings.without}:
+            raise BackendUnavailable(f"[{contestant.name}] is left out; got a crash or no answer before")
+        if contestant.name != "numpy" or contestant.ours:
+            return
         # 1 GB of traffic takes NumPy about as long as 10 GFLOP
         work, most = case.flops / 1e9 + case.bytes / 1e8, self.settings.reference_gflop
         if work > most:
@@ -203,18 +232,24 @@ class Lab:
         return row
 
     def _timed(self, ready: dict[str, tuple[Contestant, list[Call]]], results: dict[str, Row]) -> dict[str, Figures]:
-        works = {}
+        # Those on the CPU take turns of their own: they would leave the others no time, and share no clock with them.
+        works: dict[type[Clock], dict[str, tuple[Clock, Work]]] = {}
         for name, (contestant, calls) in ready.items():
+            self._trying(name)
             try:
                 results[name]["cpu_us"] = self._enqueue_us(contestant.clock, calls)
                 work = contestant.capture(calls, measure.best_of(contestant.clock, calls[-1], 1))
                 results[name]["how"] = work.how
-                works[name] = (contestant.clock, work)
+                works.setdefault(type(contestant.clock), {})[name] = (contestant.clock, work)
             except Exception as error:
                 results[name] |= {"state": "failed", "reason": one_line(error)}
                 self._still_there()
-        seconds = measure.interleave(works, rounds=self.settings.rounds, limit=self.settings.seconds)
-        return {name: measure.summary(figures) for name, figures in seconds.items()}
+        figures: dict[str, Figures] = {}
+        for together in works.values():
+            rounds, limit = self.settings.rounds, self.settings.seconds
+            seconds = measure.interleave(together, rounds=rounds, limit=limit, turn=self._trying)
+            figures |= {name: measure.summary(of_rounds) for name, of_rounds in seconds.items()}
+        return figures
 
     def _enqueue_us(self, clock: Clock, calls: list[Call]) -> float | None:
         """Microseconds of CPU per call, warm: what a device has to be kept busy with."""
@@ -244,7 +279,9 @@ class Lab:
 
 
 def _commit() -> str:
-    """Of the checkout this runs from, with "+" if it was changed; "unknown" elsewhere."""
+    """$DLGPU_COMMIT, or of the checkout this runs from, with "+" if it was changed; "unknown" elsewhere."""
+    if given := os.environ.get("DLGPU_COMMIT"):
+        return given
     root = Path(dlgpu.__file__).parents[1]
     git = ["git", "-C", str(root)]
     try:

@@ -15,6 +15,7 @@ import itertools
 import math
 import statistics
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -38,14 +39,20 @@ class Work:
     keep: list[Any] = field(default_factory=list)  # memory that must outlive the graph
 
 
-def one_by_one(calls: Sequence[Call], how: str) -> Work:
-    """All the calls, one after the other."""
+def one_by_one(calls: Sequence[Call], seconds_per_call: float) -> Work:
+    """One call per input set, and that as often as it takes to fill `SHORTEST`.
+
+    As many results are alive as there are sets, so that outputs, too, lie in memory that has left the cache.
+    """
+    rounds = math.ceil(SHORTEST / max(seconds_per_call * len(calls), 1e-9))
+    many = [*calls] * max(1, min(rounds, MOST_CALLS // len(calls)))
 
     def run() -> None:
-        for call in calls:
-            call()
+        results: deque[Any] = deque(maxlen=len(calls))
+        for call in many:
+            results.append(call())
 
-    return Work(run, len(calls), how)
+    return Work(run, len(many), "events")
 
 
 class Clock(Protocol):
@@ -93,14 +100,14 @@ class EventClock:
         end.synchronize()
         return self.cupy.cuda.get_elapsed_time(start, end) / 1e3
 
-    def capture(self, calls: Sequence[Call]) -> Work:
-        """The calls as one CUDA graph, or one by one if they cannot be captured.
+    def capture(self, calls: Sequence[Call], seconds_per_call: float) -> Work:
+        """`one_by_one` as one CUDA graph, or as it is if it cannot be captured.
 
         The graph has a memory pool of its own: what is freed while capturing must not be handed to anyone else, since
         every replay writes there again.
         """
         pool = self.cupy.cuda.MemoryPool()
-        work = one_by_one(calls, "events")
+        work = one_by_one(calls, seconds_per_call)
         with self.cupy.cuda.using_allocator(pool.malloc):
             work.run()  # compiles, loads, and fills the pool
             self.stream.synchronize()
@@ -109,7 +116,7 @@ class EventClock:
             except Exception as error:  # whatever capturing raised, the calls themselves have just worked
                 work.how += f" (no graph: {one_line(error)})"
                 return work
-        return Work(lambda: graph.launch(self.stream), len(calls), "graph", [pool, graph])
+        return Work(lambda: graph.launch(self.stream), work.calls, "graph", [pool, graph])
 
     def _graph(self, run: Call) -> Any:
         self.stream.begin_capture()
@@ -140,18 +147,17 @@ def cycle(calls: Sequence[Call], how: str, seconds_per_call: float) -> Work:
     return Work(run, count, how)
 
 
-def repeated(calls: Sequence[Call], seconds_per_call: float, most: int = MOST_CALLS) -> list[Call]:
-    """All calls, as often as it takes to fill `SHORTEST`; whole rounds over the input sets."""
-    rounds = math.ceil(SHORTEST / max(seconds_per_call * len(calls), 1e-9))
-    return [*calls] * max(1, min(rounds, most // len(calls)))
-
-
 def interleave(
-    works: Mapping[str, tuple[Clock, Work]], *, rounds: int, limit: float, now: Callable[[], float] = time.perf_counter
+    works: Mapping[str, tuple[Clock, Work]],
+    *,
+    rounds: int,
+    limit: float,
+    turn: Callable[[str], None] = lambda name: None,
+    now: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds per call, one figure per contestant and round.
 
-    At least three rounds; none begins when `limit` seconds are over.
+    At least three rounds; none begins when `limit` seconds are over. `turn` hears whose turn it is, before it is timed.
     """
     figures: dict[str, list[float]] = {name: [] for name in works}
     start, names = now(), list(works)
@@ -160,6 +166,7 @@ def interleave(
             break
         for name in names[index % len(names) :] + names[: index % len(names)]:
             clock, work = works[name]
+            turn(name)
             figures[name].append(clock.seconds(work.run) / work.calls)
     return figures
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlgpu.bench.cases import Case
+from dlgpu.bench.goals import GOALS
 from dlgpu.bench.measure import Ceilings
 from dlgpu.bench.run import Results
 from dlgpu.files import atomic_file
@@ -31,12 +33,16 @@ MOST_BARS = 40
 
 @dataclass(frozen=True)
 class Line:
-    """One of our contestants on one case, with the best baseline beside it. Figures are None where there is no time."""
+    """One of our contestants on one case, with the best baseline beside it. Figures are None where there is no time.
+
+    `cached`: the input sets are too small to leave the cache.
+    """
 
     case: Row
     ours: Row
     baseline: Row | None
     floor_us: float | None
+    cached: bool = False
 
     @property
     def ratio(self) -> float | None:
@@ -64,10 +70,15 @@ def lines(row: Row, ceilings: Ceilings | None) -> Iterator[Line]:
         return
     timed = [r for r in results if not r["ours"] and "us" in r]
     best = min(timed, key=lambda r: r["us"]) if timed else None
-    floor = ceilings.floor_us(case["flops"], case["bytes"], case["dtype"]) if ceilings else None
+    floor = _floor_us(row, ceilings)
     for result in results:
         if result["ours"]:
-            yield Line(case, result, best, floor)
+            yield Line(case, result, best, floor, row["cached"])
+
+
+def _floor_us(row: Row, ceilings: Ceilings | None) -> float | None:
+    case = row["case"]
+    return ceilings.floor_us(case["flops"], case["bytes"], case["dtype"]) if ceilings else None
 
 
 def ceilings(results: Results) -> Ceilings | None:
@@ -114,7 +125,7 @@ def cells(line: Line) -> tuple[str, ...]:
         microseconds(ours["us"]),
         f"{ours['spread']:.0%}",
         f"{len(ours['launches'])} launches" if line.emulated else rate(ours, line.case),
-        f"{line.roofline:.0%}" if line.roofline else "-",
+        (f"{line.roofline:.0%}" if line.roofline else "-") + "*" * line.cached,
         best,
         f"{line.ratio:.2f}x" if line.ratio else "-",
     )
@@ -135,7 +146,9 @@ def line_of(texts: Sequence[str]) -> str:
 def headline(machine: Row) -> str:
     """One or two lines about the machine and what is not there."""
     where = (
-        "CPU EMULATING a GPU: times say nothing about one" if machine["device"] == "host-kernels" else machine["device"]
+        "CPU EMULATING a GPU: times say nothing about one"
+        if machine["device"] == "host-kernels"
+        else machine["backend"]
     )
     about = f"{machine['name']} ({where}), dlgpu {machine['dlgpu']} {machine['commit']}"
     extra = [f"{name} {machine[name]}" for name in ("numpy", "cupy", "torch", "cudnn") if machine.get(name)]
@@ -159,12 +172,13 @@ def markdown(results: Results) -> str:
     text += [
         f"- {len(results.rows)} cases measured"
         + (f", {results.left} more left for lack of time" if results.left else "")
-        + ". How, and what the columns mean: docs/benchmarks.md.",
+        + ". How, and what the columns mean: docs/benchmarks.md. *: its arrays stay in the cache.",
         "",
     ]
     if results.wrong:
         text += ["## Wrong or failed", "", *(f"- {line}" for line in results.wrong), ""]
     every = [line for row in results.rows for line in lines(row, known)]
+    text += _goals(results) if machine["device"] == "cuda" else []
     text += _summary(every)
     for op in dict.fromkeys(line.case["op"] for line in every):
         text += [f"## {op}", "", _row((*HEAD, "launches", "CPU", "all baselines")), "|---" * 11 + "|"]
@@ -194,6 +208,32 @@ def _details(line: Line, row: Row) -> tuple[str, str, str]:
     return launches, cpu, "; ".join(others) + (f" — ours by {how}" if how.startswith("events") else "")
 
 
+def _goals(results: Results) -> list[str]:
+    """Each goal beside what was measured: the geometric mean over its cases decides."""
+    known = ceilings(results)
+    text = ["## Goals", "", "They were set for an H200; the fastest of ours in each case counts. Met: on average.", ""]
+    head = ("goal", "against", "ship", "stretch", "cases", "geometric mean", "least", "by", "verdict")
+    text += [_row(head), "|---" * len(head) + "|"]
+    for goal in GOALS:
+        reached = []
+        for row in results.rows:
+            fields = {name: row["case"][name] for name in ("op", "group", "name", "dtype", "sizes")}
+            if goal.takes(Case(**fields)) and (one := goal.reached(row, _floor_us(row, known))):
+                reached.append(one)
+        values = [value for value, _ in reached]
+        mean, least = _geometric_mean(values), min(values, default=None)
+        against = " or ".join(goal.against) or "copy bandwidth"
+        by = ", ".join(dict.fromkeys(name for _, name in reached)) or "-"
+        limits = (goal.shown(value) for value in (goal.ship, goal.stretch))
+        got = (str(len(values)), goal.shown(mean), goal.shown(least), by, goal.verdict(mean))
+        text.append(_row((goal.text, against, *limits, *got)))
+    return [*text, ""]
+
+
+def _geometric_mean(values: Sequence[float]) -> float | None:
+    return math.exp(sum(map(math.log, values)) / len(values)) if values else None
+
+
 def _summary(every: Sequence[Line]) -> list[str]:
     """Per op and precision: how many cases, and the geometric mean of the ratios to the best baseline."""
     groups: dict[tuple[str, str, str], list[Line]] = {}
@@ -204,9 +244,8 @@ def _summary(every: Sequence[Line]) -> list[str]:
     text += [_row(head), "|---" * len(head) + "|"]
     for (op, dtype, by), group in groups.items():
         ratios = [line.ratio for line in group if line.ratio]
-        shares = sorted(line.roofline for line in group if line.roofline)
-        mean = math.exp(sum(map(math.log, ratios)) / len(ratios)) if ratios else None
-        values = (mean, min(ratios, default=None), max(ratios, default=None))
+        shares = sorted(line.roofline for line in group if line.roofline and not line.cached)
+        values = (_geometric_mean(ratios), min(ratios, default=None), max(ratios, default=None))
         text.append(
             _row(
                 (
@@ -225,7 +264,8 @@ def _summary(every: Sequence[Line]) -> list[str]:
 def roofline(results: Results, path: Path) -> bool:
     """Products and convolutions in a roofline picture; False, and no file, if there is nothing to show."""
     known = ceilings(results)
-    points = [line for row in results.rows for line in lines(row, known) if line.case["flops"] and "us" in line.ours]
+    every = [[line for line in lines(row, known) if "us" in line.ours] for row in results.rows if row["case"]["flops"]]
+    points = [min(of_case, key=lambda line: line.ours["us"]) for of_case in every if of_case]
     if known is None or not points or not any(known.gflops.values()):
         return False
     figure, axes = _figure(8.5, 5.6)
@@ -251,14 +291,13 @@ def roofline(results: Results, path: Path) -> bool:
                 axes.plot([at, at], [line.ours["gflops"], theirs], color=color, linewidth=0.5, alpha=0.4, zorder=2)
     axes.set(xscale="log", yscale="log", xlabel="arithmetic intensity (FLOP per byte)", ylabel="GFLOP/s")
     axes.set_xlim(left, right)
-    axes.set_title(_title(results, "Roofline: filled ours, hollow the best baseline"), fontsize=11)
+    axes.set_title(
+        _title(results, "Filled: our fastest; hollow: the best baseline; lines: measured roofs"), fontsize=11
+    )
     from matplotlib.lines import Line2D
 
-    handles = [
-        Line2D([], [], color=STYLE[d][0], marker=STYLE[d][1], label=f"{d}, measured roof" if known.gflops.get(d) else d)
-        for d in used
-    ]
-    axes.legend(handles=handles, loc="lower right", frameon=False, fontsize=9)
+    handles = [Line2D([], [], color=STYLE[dtype][0], marker=STYLE[dtype][1], label=dtype) for dtype in used]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), frameon=False, fontsize=8)
     _save(figure, path)
     return True
 
@@ -284,7 +323,8 @@ def bars(results: Results, path: Path) -> bool:
         axes.barh(places, [value - 1 for value in values], left=1, color=colors, height=0.7)
         axes.set_xscale("log")
         low, high = min(*values, 1), max(*values, 1)
-        axes.set_xlim(min(low / 1.6, 0.5), max(high, 2) ** 1.45)  # room for the names
+        left, right = min(low / 1.6, 0.5), max(high, 2)
+        axes.set_xlim(left, right * (right / left) ** 0.45)  # room for the names
         axes.axvline(1, color="#222222", linewidth=1)
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -307,6 +347,7 @@ def bars(results: Results, path: Path) -> bool:
             va="center",
             fontsize=7,
             color="#222222",
+            bbox=dict(facecolor="white", edgecolor="none", pad=0.5),
         )
     axes.set_yticks(places, [_name(line) for line, _ in shown], fontsize=7.5)
     axes.invert_yaxis()

@@ -1,7 +1,8 @@
 """The loop: cases go to a worker process one by one, inside a time budget, and every result is on disk at once.
 
-A case that crashes or hangs takes only its worker along: its row says so, and the next case gets a new worker. (An
-invalid access ends the CUDA context of a process for good; nothing measured after it in there would mean anything.)
+A contestant that crashes or hangs takes only its worker along: a new one measures the case without it, and after a hang
+the further cases of its family too. (An invalid access ends the CUDA context of a process for good; nothing measured
+after it in there would mean anything.)
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from dlgpu.bench.cases import Case
-from dlgpu.bench.lab import Lab, Row, Settings
+from dlgpu.bench.lab import Lab, Row, Settings, Trying
 from dlgpu.bench.measure import one_line
 from dlgpu.errors import BackendUnavailable, DataError
 from dlgpu.files import atomic_file
@@ -32,14 +33,14 @@ def work(settings: Settings, connection: Connection) -> None:
     """The worker: answers "machine" and cases until the other side hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends us
     try:
-        lab = Lab(settings)
+        lab = Lab(settings, connection.send)
         while True:
             request = connection.recv()
             if isinstance(request, Case):
                 connection.send(lab.run(request))
             else:
                 connection.send(lab.machine())
-    except EOFError:
+    except (EOFError, BrokenPipeError):
         return
     except Exception as error:
         connection.send(error if isinstance(error, BackendUnavailable) else one_line(error))
@@ -59,21 +60,28 @@ class Worker:
     def ask(self, request: Any, seconds: float) -> Row:
         """The answer, or a row with the reason why there is none; then this worker is of no more use.
 
+        Such a row says `by` whom, if a contestant was at work.
+
         Raises:
             BackendUnavailable: the worker could not start because something is missing.
         """
+        end, who = time.monotonic() + seconds, {}
         try:
             self._connection.send(request)
-            if not self._connection.poll(seconds):
-                return {"state": "timeout", "reason": f"no answer within {seconds:.0f} seconds"}
-            answer = self._connection.recv()
+            while self._connection.poll(max(0, end - time.monotonic())):
+                answer = self._connection.recv()
+                if not isinstance(answer, Trying):
+                    break
+                who = {"by": answer.by}
+            else:
+                return {"state": "timeout", "reason": f"no answer within {seconds:.0f} seconds"} | who
         except (EOFError, OSError):
             self._process.join(10)
             code = self._process.exitcode
-            return {"state": "crashed", "reason": f"the worker process ended with code {code}"}
+            return {"state": "crashed", "reason": f"the worker process ended with code {code}"} | who
         if isinstance(answer, BackendUnavailable):
             raise answer
-        return {"state": "crashed", "reason": answer} if isinstance(answer, str) else answer
+        return {"state": "crashed", "reason": answer} | who if isinstance(answer, str) else answer
 
     def end(self) -> None:
         """Stop it, wherever it is."""
@@ -180,10 +188,19 @@ def run(
             results.left = len(todo) - index
             if now() > end:
                 break
-            row = here.ask(case, case_seconds)
-            if "state" in row:
+            failed: dict[str, Row] = {}
+            while "state" in (row := here.ask(case, case_seconds)):
                 here.end()
+                by = row.pop("by", None)
+                if by is not None:
+                    scope = case.what.family if row["state"] == "timeout" else case.id
+                    settings = replace(settings, without=(*settings.without, (by, scope)))
                 here = worker(settings)
+                if by is None or by in failed:
+                    break
+                failed[by] = {"state": "failed", "reason": f"{row['state']}: {row['reason']}"}
+            for result in row.get("results", ()):
+                result |= failed.get(result["by"], {})
             row = {"case": describe(case)} | row
             results.left -= 1
             results.add(row)
