@@ -74,7 +74,8 @@ def _tile(
 ) -> tiles.Tile:
     for count in (g.N * g.C * g.H * g.W, g.N * g.K * g.P * g.Q, g.K * (g.C // g.G) * g.R * g.S):
         check_count(op, count)
-    return tiles.choose(op, tiles.Product(dtype, batches, rows, columns, depth, vector, terms, split), target)
+    product = tiles.Product(dtype, batches, rows, columns, depth, vector, terms, split, gathered=True)
+    return tiles.choose(op, product, target)
 
 
 class ImplicitGemm(ConvAlgorithm):
