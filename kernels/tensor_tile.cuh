@@ -184,18 +184,20 @@ struct TensorTile {
       if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageBytes);
       cp_async_commit();
     }
-    int reads = 0, writes = kStages - 1;  // stages
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      cp_async_wait<kStages - 2>();
-      __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
-      if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + writes * kStageBytes);
-      cp_async_commit();
-      const char* const stage = shared + reads * kStageBytes;
-      multiply_tiles(stage, stage + FeedA::kBytes);
-      if (with_row_sums) add_rows(stage);
-      writes = reads;  // what has been read is written next
-      if (++reads == kStages) reads = 0;
+    for (int step = 0; step < steps;) {
+#pragma unroll
+      for (int round = 0; round < kStages; ++round) {  // unrolled: a stage's place is in the instruction
+        if (step == steps) break;
+        cp_async_wait<kStages - 2>();
+        __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
+        if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + (round + kStages - 1) % kStages * kStageBytes);
+        cp_async_commit();
+        const char* const stage = shared + round * kStageBytes;
+        multiply_tiles(stage, stage + FeedA::kBytes);
+        if (with_row_sums) add_rows(stage);
+        ++step;
+      }
     }
   }
 
