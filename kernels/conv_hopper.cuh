@@ -51,9 +51,9 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       const DepthAt k = load_windows(to_a, images, full, g, at.row * kHopperRows, step);
       tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const int m = at.row * kHopperRows + 64 * consumer;
-      store_panels<T, BN>(StoreByTma{out, m, 0}, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0,
+      store_panels<T, BN>(StoreByTma{out, m, 0}, end, panels, sums, consumer, m, at.column * BN, g.rows, g.columns, 0,
                           g.columns);
     }
   };
@@ -92,7 +92,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
       }
       tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       auto put = [&](T* from, int n) {
         const int i = threadIdx.x % 128, column = n + i % 8 * 8;
         const int window = at.row * (kHopperRows / 4) + consumer * 16 + i / 8;
@@ -116,7 +116,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
         dl::store<8>(y + to, values);
         *reinterpret_cast<Vector<unsigned char, 8>*>(argmax + to) = places;
       };
-      store_panels<T, BN>(put, end, panel, sums, consumer, 0, at.column * BN, 64, g.columns, 0, 0);
+      store_panels<T, BN>(put, end, panels, sums, consumer, 0, at.column * BN, 64, g.columns, 0, 0);
     }
   };
   const Epilogue<T> end = {nullptr, bias, nullptr, 1.0f, 0.0f, true};
@@ -158,7 +158,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
         tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, tap, k.channel);
       }
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const Epilogue<T> end = {nullptr, nullptr, nullptr, 1.0f, 0.0f, false};
       const int m = at.row * kHopperRows + 64 * consumer;
       auto put = [&](T* from, int n) {  // the rows' pixels have no one stride that TMA could take
@@ -173,7 +173,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
           }
         }
       };
-      store_panels<T, BN>(put, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0, g.columns);
+      store_panels<T, BN>(put, end, panels, sums, consumer, m, at.column * BN, g.rows, g.columns, 0, g.columns);
     }
   };
   const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};

@@ -36,9 +36,9 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
         }
       }
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const int m = at.row * kHopperRows + 64 * consumer;
-      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panel, sums, consumer, m, at.column * BN, g.M, g.N,
+      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panels, sums, consumer, m, at.column * BN, g.M, g.N,
                           at.batch * stride_o, g.ldo);
     }
   };

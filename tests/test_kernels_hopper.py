@@ -99,8 +99,8 @@ def test_blocks_make_several_tiles(
 ) -> None:
     """More tiles than blocks, over a batch, with more stages of depth than the pipeline has."""
     monkeypatch.setattr(kernels.backend.launcher, "sms", 5)
-    a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 72), dtype)  # 3 tiles each
-    c = values(7, (4, 264, 72), dtype)
+    a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 136), dtype)  # 3 rows of tiles each, 3 panels of columns
+    c = values(7, (4, 264, 136), dtype)
     left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
     with tuning.hopper(*tile):
         got = kernels.batched_gemm(left, right, c, transpose_a=transpose_a, transpose_b=transpose_b)

@@ -96,6 +96,6 @@ def launch(
     kernel: str, tiles: TileGrid, columns: int, cluster: int, args: tuple[object, ...], why: str, target: Target
 ) -> Plan:
     """Blocks that stay."""
-    shared = STAGES * (ROWS + columns) * 128 + 2 * 64 * 128 + 2 * STAGES * 8 + 1024  # hopper_shared_bytes
+    shared = STAGES * (ROWS + columns) * 128 + 4 * 64 * 128 + 2 * STAGES * 8 + 1024  # hopper_shared_bytes
     blocks = min(tiles.blocks(cluster), resident(cluster, target))
     return Plan(kernel, (blocks, 1, 1), (THREADS, 1, 1), args, shared, why)
