@@ -51,8 +51,10 @@ __device__ inline T* swizzled(T* panel, int line, int column) {
 
 // `Work` says which product:
 //   TileGrid tiles, int steps                     of the output; of the depth of each tile
-//   load(TileAt, step, a, b, column, barrier)  has TMA fetch A's tile, and what this block loads of B's, for the cluster:
-//                                              BN / kCluster columns of the product from `column` on
+//   Place start(TileAt, column)                the first step of a tile, and of what this block loads of B's for the
+//                                              cluster: BN / kCluster columns of the product from `column` on
+//   load(Place&, a, b, barrier)                has TMA fetch that, and moves on to the next step: without divisions, for
+//                                              one thread does it against the tensor cores
 //   store(TileAt, consumer, panels, sums)      finishes 64 rows by way of two panels
 // DeepA, DeepB: the operand's tile is K-major: lines of 64 along the depth. Else panels of 64 rows, a line for each depth.
 template <typename T, int BN, bool DeepA, bool DeepB, int kCluster, typename Work>
@@ -86,11 +88,12 @@ __device__ void hopper_product(const Work& work) {
     if (threadIdx.x == 0) {
       for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
         const TileAt at = tile_at<kCluster>(work.tiles, i, rank);
+        auto place = work.start(at, at.column * BN + share);
         for (int step = 0; step < work.steps; ++step, ++turn) {
           unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
           barrier_wait(empty + turn % kPipe, turn / kPipe % 2 ^ 1);  // the first round finds all stages empty
           barrier_arrive_expect(full + turn % kPipe, hopper_stage_bytes(BN));
-          work.load(at, step, stage, stage + kBytesA + share * 128, at.column * BN + share, full + turn % kPipe);
+          work.load(place, stage, stage + kBytesA + share * 128, full + turn % kPipe);
         }
       }
     }
