@@ -31,7 +31,8 @@ class Target:
     """What plans are made for: the device, the most workspace, and what a tuner asks to be taken instead of the best.
 
     `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction. `hopper` is the columns of the
-    tiles of wgmma kernels, where those are to be taken, `cluster` how many of their blocks share loads.
+    tiles of wgmma kernels, where those are to be taken (0: the plan's choice), `cluster` how many of their blocks share
+    loads.
     """
 
     sms: int = 132
