@@ -23,6 +23,7 @@ KERNELS = [
     ("dl::conv2d_tc<__half, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
     ("dl::conv2d_grad_input_tc<__half, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
     ("dl::conv2d_grad_weight_tc<__half, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
+    ("dl::conv2d_grad_weight_tc<float, 128, 128, true, 1>", "HMMA", ("sm_80", "sm_90")),
     ("dl::gemm_hopper<__half, false, true, 256, 2>", "HGMMA", ("sm_90a",)),
     ("dl::conv_hopper<__half, 256, 2>", "HGMMA", ("sm_90a",)),
 ]

@@ -15,19 +15,34 @@ static_assert(sizeof(ImageWalk) == 13 * 4, "Python passes 13 packed ints");
 
 #if DL_HOPPER
 
+// The window of a row: its first tap, in the images.
+struct WindowAt {
+  int w, h, n;
+};
+__device__ inline WindowAt window_at(const ImageWalk& g, int m) {
+  const int line = m / g.width;
+  return {m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h, line / g.height};
+}
+
+// A step of the depth, which runs over taps and their channels: 64 of these.
 struct DepthAt {
-  int tap, channel;  // the first of 64
+  int channel, r, s;
+
+  __device__ void next(const ImageWalk& g) {
+    channel += kHopperDepth;
+    if (channel < g.depth) return;
+    channel = 0;
+    if (++s < g.S) return;
+    s = 0;
+    ++r;
+  }
 };
 
-// Has TMA fetch windows of A's tile from row m on, as many as the map has, at one step of the depth, which runs over taps
-// and their channels; all moved by (down, right).
-__device__ inline DepthAt load_windows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g, int m,
-                                       int step, int down = 0, int right = 0) {
-  const int chunks = ceil_div(g.depth, kHopperDepth), tap = step / chunks, c = step % chunks * kHopperDepth;
-  const int line = m / g.width;
-  tma_load_im2col(to, images, full, c, m % g.width * g.step_w + g.low_w, line % g.height * g.step_h + g.low_h,
-                  line / g.height, tap % g.S * g.move_w + right, tap / g.S * g.move_h + down);
-  return {tap, c};
+// Has TMA fetch windows from one on, as many as the map has, at one step of the depth; all moved by (down, right).
+template <int kBlocks = 1>
+__device__ inline void load_windows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g, WindowAt at,
+                                    DepthAt k, int down = 0, int right = 0) {
+  tma_load_im2col<kBlocks>(to, images, full, k.channel, at.w, at.h, at.n, k.s * g.move_w + right, k.r * g.move_h + down);
 }
 
 #endif  // DL_HOPPER
@@ -47,13 +62,20 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const DepthAt k = load_windows(to_a, images, full, g, at.row * kHopperRows, step);
-      tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
+    struct Place {
+      WindowAt window;
+      DepthAt k;
+      int n;
+    };
+    __device__ Place start(TileAt at, int n) const { return {window_at(g, at.row * kHopperRows), {}, n}; }
+    __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+      load_windows(to_a, images, full, g, at.window, at.k);
+      tma_load<kCluster>(to_b, filters, full, at.k.channel, at.k.r * g.S + at.k.s, at.n);
+      at.k.next(g);
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const int m = at.row * kHopperRows + 64 * consumer;
-      store_panels<T, BN>(StoreByTma{out, m, 0}, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0,
+      store_panels<T, BN>(StoreByTma{out, m, 0}, end, panels, sums, consumer, m, at.column * BN, g.rows, g.columns, 0,
                           g.columns);
     }
   };
@@ -83,16 +105,25 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      DepthAt k{};
-      for (int part = 0; part < kHopperRows / 16; ++part) {
-        const int q = part % 4, window = at.row * (kHopperRows / 4) + part / 4 * 16;
-        k = load_windows(to_a + part * 2 * kAtom, images, full, g, window, step, q / 2 * (g.step_h / 2),
-                         q % 2 * (g.step_w / 2));
-      }
-      tma_load<kCluster>(to_b, filters, full, k.channel, k.tap, n);
+    struct Place {
+      WindowAt windows[kConsumers];
+      DepthAt k;
+      int n;
+    };
+    __device__ Place start(TileAt at, int n) const {
+      const int first = at.row * (kHopperRows / 4);
+      return {{window_at(g, first), window_at(g, first + 16)}, {}, n};
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+#pragma unroll
+      for (int part = 0; part < kHopperRows / 16; ++part) {
+        load_windows(to_a + part * 2 * kAtom, images, full, g, at.windows[part / 4], at.k, part % 4 / 2 * (g.step_h / 2),
+                     part % 2 * (g.step_w / 2));
+      }
+      tma_load<kCluster>(to_b, filters, full, at.k.channel, at.k.r * g.S + at.k.s, at.n);
+      at.k.next(g);
+    }
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       auto put = [&](T* from, int n) {
         const int i = threadIdx.x % 128, column = n + i % 8 * 8;
         const int window = at.row * (kHopperRows / 4) + consumer * 16 + i / 8;
@@ -116,7 +147,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
         dl::store<8>(y + to, values);
         *reinterpret_cast<Vector<unsigned char, 8>*>(argmax + to) = places;
       };
-      store_panels<T, BN>(put, end, panel, sums, consumer, 0, at.column * BN, 64, g.columns, 0, 0);
+      store_panels<T, BN>(put, end, panels, sums, consumer, 0, at.column * BN, 64, g.columns, 0, 0);
     }
   };
   const Epilogue<T> end = {nullptr, bias, nullptr, 1.0f, 0.0f, true};
@@ -151,14 +182,21 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const DepthAt k = load_windows(to_a, dy, full, g, at.row * kHopperRows, step);
-      const int tap = to.last_tap - k.tap / g.S * to.tap_row - k.tap % g.S * to.tap_step;
+    struct Place {
+      WindowAt window;
+      DepthAt k;
+      int n;
+    };
+    __device__ Place start(TileAt at, int n) const { return {window_at(g, at.row * kHopperRows), {}, n}; }
+    __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+      load_windows(to_a, dy, full, g, at.window, at.k);
+      const int tap = to.last_tap - at.k.r * to.tap_row - at.k.s * to.tap_step;
       for (int i = 0; i < BN / 64 / kCluster; ++i) {
-        tma_load<kCluster>(to_b + i * kPanel, filters, full, n + 64 * i, tap, k.channel);
+        tma_load<kCluster>(to_b + i * kPanel, filters, full, at.n + 64 * i, tap, at.k.channel);
       }
+      at.k.next(g);
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const Epilogue<T> end = {nullptr, nullptr, nullptr, 1.0f, 0.0f, false};
       const int m = at.row * kHopperRows + 64 * consumer;
       auto put = [&](T* from, int n) {  // the rows' pixels have no one stride that TMA could take
@@ -167,13 +205,13 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
           const int row = m + i / 8, column = n + i % 8 * 8, line = row / g.width;
           if (row < g.rows && column < g.columns) {
             const int h = line % g.height * to.stride_h + to.first_h, w = row % g.width * to.stride_w + to.first_w;
-            const long long pixel = ((long long)line / g.height * to.height + h) * to.width + w;
+            const long long pixel = ((long long)(line / g.height) * to.height + h) * to.width + w;
             *reinterpret_cast<uint4*>(dx + pixel * g.columns + column) =
                 *reinterpret_cast<const uint4*>(swizzled(from, i / 8, i % 8 * 8));
           }
         }
       };
-      store_panels<T, BN>(put, end, panel, sums, consumer, m, at.column * BN, g.rows, g.columns, 0, g.columns);
+      store_panels<T, BN>(put, end, panels, sums, consumer, m, at.column * BN, g.rows, g.columns, 0, g.columns);
     }
   };
   const TileGrid tiles = {1, ceil_div(g.rows, kHopperRows), ceil_div(g.columns, BN)};
@@ -192,6 +230,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     conv_hopper_grad_weight(const __grid_constant__ TensorMap dy, const __grid_constant__ TensorMap images,
                             float* __restrict__ slabs, ImageWalk g, int steps, int splits) {
 #if DL_HOPPER
+  constexpr int kPanels = BN / 64 / kCluster;  // of B, that this block loads
   struct Work {
     const TensorMap &dy, &images;
     const ImageWalk& g;
@@ -199,18 +238,32 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const int m = (at.batch * steps + step) * kHopperDepth, line = m / g.width, chunks = ceil_div(g.depth, 64);
-      for (int i = 0; i < kHopperRows / 64; ++i) {
-        tma_load(to_a + i * kPanel, dy, full, at.row * kHopperRows + 64 * i, m, 0);
+    struct Place {
+      int row, m;               // in dy
+      WindowAt window, far;     // of pixel m; from there to the next step's
+      DepthAt taps[kPanels];    // of the panels
+    };
+    __device__ Place start(TileAt at, int n) const {
+      const int m = at.batch * steps * kHopperDepth, chunks = ceil_div(g.depth, 64), line = kHopperDepth / g.width;
+      Place place = {at.row * kHopperRows, m, window_at(g, m)};
+      place.far = {kHopperDepth % g.width * g.step_w, line % g.height * g.step_h, line / g.height};
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) {
+        const int chunk = min(n / 64 + i, g.columns - 1), tap = chunk / chunks;  // beyond: not stored
+        place.taps[i] = {chunk % chunks * 64, tap / g.S, tap % g.S};
       }
-      for (int i = 0; i < BN / 64 / kCluster; ++i) {
-        const int chunk = min(n / 64 + i, g.columns - 1);  // beyond: not stored
-        const int tap = chunk / chunks, c = chunk % chunks * 64;
-        tma_load_im2col<kCluster>(to_b + i * kPanel, images, full, c, m % g.width * g.step_w + g.low_w,
-                                  line % g.height * g.step_h + g.low_h, line / g.height, tap % g.S * g.move_w,
-                                  tap / g.S * g.move_h);
-      }
+      return place;
+    }
+    __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
+      for (int i = 0; i < kHopperRows / 64; ++i) tma_load(to_a + i * kPanel, dy, full, at.row + 64 * i, at.m, 0);
+#pragma unroll
+      for (int i = 0; i < kPanels; ++i) load_windows<kCluster>(to_b + i * kPanel, images, full, g, at.window, at.taps[i]);
+      at.m += kHopperDepth;
+      at.window.w += at.far.w;
+      at.window.h += at.far.h;
+      at.window.n += at.far.n;
+      if (at.window.w >= g.low_w + g.width * g.step_w) at.window.w -= g.width * g.step_w, at.window.h += g.step_h;
+      if (at.window.h >= g.low_h + g.height * g.step_h) at.window.h -= g.height * g.step_h, ++at.window.n;
     }
     __device__ void store(TileAt at, int consumer, T*, const float (&sums)[BN / 2]) const {
       const int thread = threadIdx.x % 128, chunks = ceil_div(g.depth, 64);

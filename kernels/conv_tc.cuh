@@ -10,7 +10,7 @@ namespace dl {
 // y = relu(x * w + residual + bias), or its 2x2 maxima and their places: rows are output pixels, columns filters of a
 // group, the depth runs over (r, s, c). grid: (tiles of K/G, tiles of rows, G).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks(BM, kTerms, true))
     conv2d_tc(const T* __restrict__ x, const T* __restrict__ weight, const T* __restrict__ residual,
               const T* __restrict__ bias, T* __restrict__ y, unsigned char* __restrict__ argmax, Conv2d g, int relu) {
   using A = WindowRows<T>;
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
 // meet the same taps), columns input channels of a group, the depth runs over (r, s, k).
 // grid: (tiles of C/G, tiles of the largest phase's pixels, G * stride_h * stride_w).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks(BM, kTerms, true))
     conv2d_grad_input_tc(const T* __restrict__ dy, const T* __restrict__ weight, T* __restrict__ dx, Conv2d g) {
   using A = WindowRows<T>;
   using B = TurnedFilters<T>;
@@ -91,7 +91,7 @@ __global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
 // `splits` parts. Writes slabs (splits, K, R, S, C/G), and, unless bias_slabs is null, the sums of dy (splits, K).
 // grid: (tiles of R*S*C/G, tiles of K/G, G * splits).
 template <typename T, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks(BM, kTerms, true))
     conv2d_grad_weight_tc(const T* __restrict__ dy, const T* __restrict__ x, float* __restrict__ slabs,
                           float* __restrict__ bias_slabs, Conv2d g, int splits) {
   using A = Matrix<T, false>;

@@ -21,24 +21,28 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    __device__ void load(TileAt at, int step, unsigned char* to_a, unsigned char* to_b, int n, Barrier* full) const {
-      const int m = at.row * kHopperRows, k = step * kHopperDepth;
+    struct Place {
+      int m, n, k, batch;
+    };
+    __device__ Place start(TileAt at, int n) const { return {at.row * kHopperRows, n, 0, at.batch}; }
+    __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
       if constexpr (TransposeA) {
-        for (int i = 0; i < kHopperRows / 64; ++i) tma_load(to_a + i * kPanel, a, full, m + 64 * i, k, at.batch);
+        for (int i = 0; i < kHopperRows / 64; ++i) tma_load(to_a + i * kPanel, a, full, at.m + 64 * i, at.k, at.batch);
       } else {
-        tma_load(to_a, a, full, k, m, at.batch);
+        tma_load(to_a, a, full, at.k, at.m, at.batch);
       }
       if constexpr (TransposeB) {
-        tma_load<kCluster>(to_b, b, full, k, n, at.batch);
+        tma_load<kCluster>(to_b, b, full, at.k, at.n, at.batch);
       } else {
         for (int i = 0; i < BN / 64 / kCluster; ++i) {
-          tma_load<kCluster>(to_b + i * kPanel, b, full, n + 64 * i, k, at.batch);
+          tma_load<kCluster>(to_b + i * kPanel, b, full, at.n + 64 * i, at.k, at.batch);
         }
       }
+      at.k += kHopperDepth;
     }
-    __device__ void store(TileAt at, int consumer, T* panel, const float (&sums)[BN / 2]) const {
+    __device__ void store(TileAt at, int consumer, T* panels, const float (&sums)[BN / 2]) const {
       const int m = at.row * kHopperRows + 64 * consumer;
-      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panel, sums, consumer, m, at.column * BN, g.M, g.N,
+      store_panels<T, BN>(StoreByTma{out, m, at.batch}, end, panels, sums, consumer, m, at.column * BN, g.M, g.N,
                           at.batch * stride_o, g.ldo);
     }
   };

@@ -12,11 +12,13 @@ __device__ void for_each_sum(const Tile& tile, int first_m, int first_n, Store s
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int i = 0; i < Tile::kM; ++i) {
+    // Pinned: else sm_100's compiler reads all that `store` adds ahead of the first sum, and has no registers for it.
+    const int row = kept(first_m + tile.warp_m + 16 * i + lane / 4);
 #pragma unroll
     for (int j = 0; j < Tile::kN; ++j) {
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
-        const int m = first_m + tile.warp_m + 16 * i + lane / 4 + e / 2 * 8;
+        const int m = row + e / 2 * 8;
         const int n = first_n + tile.warp_n + 8 * j + lane % 4 * 2 + e % 2;
         store(m, n, tile.sums[i][j][e]);
       }
@@ -27,7 +29,7 @@ __device__ void for_each_sum(const Tile& tile, int first_m, int first_n, Store s
 // grid: (tiles of N, tiles of M, batches * splits). With several splits the sums go to `slabs` (splits, batches, M, N),
 // to be added up by `add_slabs`; with one they go through the epilogue into `out`.
 template <typename T, bool TransposeA, bool TransposeB, int BM, int BN, bool kVector, int kTerms>
-__global__ void __launch_bounds__(kThreads, tensor_blocks<T, BM>())
+__global__ void __launch_bounds__(kThreads, tensor_blocks(BM, kTerms, false))
     gemm_tc(const T* __restrict__ a, const T* __restrict__ b, const T* __restrict__ c, const T* __restrict__ bias,
             T* __restrict__ out, float* __restrict__ slabs, Gemm g, float alpha, float beta, int relu, int batches,
             int splits, long long stride_a, long long stride_b, long long stride_o) {

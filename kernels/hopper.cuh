@@ -275,6 +275,9 @@ __device__ inline unsigned long long operand_descriptor(const void* shared, unsi
          1ull << 62;
 }
 
+// Of the same operand, so many bytes on.
+__device__ inline unsigned long long further(unsigned long long descriptor, unsigned bytes) { return descriptor + (bytes >> 4); }
+
 // Before the first wgmma, and whenever the accumulators or shared memory were touched by other means.
 __device__ inline void wgmma_fence() {
 #if defined(DL_HOST)

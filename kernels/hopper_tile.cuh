@@ -19,9 +19,9 @@ constexpr int kHopperRows = 64 * kConsumers, kHopperDepth = 64;  // of a tile; 6
 constexpr int kAtom = 1024, kPanel = 64 * 128;                   // bytes: 8 lines; 64 lines
 
 __host__ __device__ constexpr int hopper_stage_bytes(int columns) { return (kHopperRows + columns) * 128; }
-// Stages, a panel of 64 x 64 outputs for each consumer, barriers, and what it takes to begin at a multiple of 1024.
+// Stages, two panels of 64 x 64 outputs for each consumer, barriers, and what it takes to begin at a multiple of 1024.
 __host__ __device__ constexpr int hopper_shared_bytes(int columns) {
-  return kPipe * hopper_stage_bytes(columns) + kConsumers * kPanel + 2 * kPipe * 8 + kAtom;
+  return kPipe * hopper_stage_bytes(columns) + 2 * kConsumers * kPanel + 2 * kPipe * 8 + kAtom;
 }
 
 // The order in which tiles are made: columns of kBand rows of tiles, so that blocks at work share operands in L2.
@@ -51,16 +51,18 @@ __device__ inline T* swizzled(T* panel, int line, int column) {
 
 // `Work` says which product:
 //   TileGrid tiles, int steps                     of the output; of the depth of each tile
-//   load(TileAt, step, a, b, column, barrier)  has TMA fetch A's tile, and what this block loads of B's, for the cluster:
-//                                              BN / kCluster columns of the product from `column` on
-//   store(TileAt, consumer, panel, sums)       finishes 64 rows
+//   Place start(TileAt, column)                the first step of a tile, and of what this block loads of B's for the
+//                                              cluster: BN / kCluster columns of the product from `column` on
+//   load(Place&, a, b, barrier)                has TMA fetch that, and moves on to the next step: without divisions, for
+//                                              one thread does it against the tensor cores
+//   store(TileAt, consumer, panels, sums)      finishes 64 rows by way of two panels
 // DeepA, DeepB: the operand's tile is K-major: lines of 64 along the depth. Else panels of 64 rows, a line for each depth.
 template <typename T, int BN, bool DeepA, bool DeepB, int kCluster, typename Work>
 __device__ void hopper_product(const Work& work) {
   DL_DYNAMIC_SHARED(unsigned char, raw);
   unsigned char* const shared = raw + (kAtom - shared_space_offset(raw) % kAtom) % kAtom;
   unsigned char* const panels = shared + kPipe * hopper_stage_bytes(BN);
-  Barrier* const full = reinterpret_cast<Barrier*>(panels + kConsumers * kPanel);
+  Barrier* const full = reinterpret_cast<Barrier*>(panels + 2 * kConsumers * kPanel);
   Barrier* const empty = full + kPipe;
   constexpr int kBytesA = kHopperRows * 128;
   const int rank = cluster_rank<kCluster>(), share = rank * (BN / kCluster);
@@ -86,11 +88,12 @@ __device__ void hopper_product(const Work& work) {
     if (threadIdx.x == 0) {
       for (int i = blockIdx.x / kCluster; i < tiles; i += gridDim.x / kCluster) {
         const TileAt at = tile_at<kCluster>(work.tiles, i, rank);
+        auto place = work.start(at, at.column * BN + share);
         for (int step = 0; step < work.steps; ++step, ++turn) {
           unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
           barrier_wait(empty + turn % kPipe, turn / kPipe % 2 ^ 1);  // the first round finds all stages empty
           barrier_arrive_expect(full + turn % kPipe, hopper_stage_bytes(BN));
-          work.load(at, step, stage, stage + kBytesA + share * 128, at.column * BN + share, full + turn % kPipe);
+          work.load(place, stage, stage + kBytesA + share * 128, full + turn % kPipe);
         }
       }
     }
@@ -106,14 +109,13 @@ __device__ void hopper_product(const Work& work) {
       for (int step = 0; step < work.steps; ++step, ++turn) {
         const unsigned char* const stage = shared + turn % kPipe * hopper_stage_bytes(BN);
         barrier_wait(full + turn % kPipe, turn / kPipe % 2);
-        const unsigned char* const a = stage + consumer * kPanel;  // 64 rows, whichever way they lie
-        const unsigned char* const b = stage + kBytesA;
+        const unsigned long long a = operand_descriptor(stage + consumer * kPanel, kPanel, kAtom);  // its 64 rows
+        const unsigned long long b = operand_descriptor(stage + kBytesA, kPanel, kAtom);
         wgmma_fence();
 #pragma unroll
         for (int k = 0; k < kHopperDepth / 16; ++k) {
-          const unsigned long long from_a = operand_descriptor(a + k * (DeepA ? 32 : 2 * kAtom), kPanel, kAtom);
-          const unsigned long long from_b = operand_descriptor(b + k * (DeepB ? 32 : 2 * kAtom), kPanel, kAtom);
-          wgmma<DeepA, DeepB>(T(), sums, from_a, from_b, step + k > 0);
+          const unsigned long long from_a = further(a, k * (DeepA ? 32 : 2 * kAtom));
+          wgmma<DeepA, DeepB>(T(), sums, from_a, further(b, k * (DeepB ? 32 : 2 * kAtom)), step + k > 0);
         }
         wgmma_commit();
         if (step > 0) {
@@ -123,7 +125,7 @@ __device__ void hopper_product(const Work& work) {
       }
       wgmma_wait<0>();
       if (work.steps > 0) release(turn - 1);
-      work.store(tile_at<kCluster>(work.tiles, i, rank), consumer, reinterpret_cast<T*>(panels + consumer * kPanel), sums);
+      work.store(tile_at<kCluster>(work.tiles, i, rank), consumer, reinterpret_cast<T*>(panels + 2 * consumer * kPanel), sums);
     }
     if (threadIdx.x % 128 == 0) tma_store_wait_read<0>();
   }
@@ -145,15 +147,16 @@ struct StoreByTma {
 };
 
 // Finishes 64 x BN sums of a consumer, from output (m, n) on, and has its threads put(panel, n) them by panels of 64
-// columns; rows and columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies.
+// columns, in turns; rows and columns outside are left out. `offset`: of the output's element (0, 0), as the residual lies.
 template <typename T, int BN, typename Put>
-__device__ void store_panels(const Put& put, const Epilogue<T>& end, T* panel, const float (&sums)[BN / 2], int consumer,
+__device__ void store_panels(const Put& put, const Epilogue<T>& end, T* panels, const float (&sums)[BN / 2], int consumer,
                              int m, int n, int rows, int columns, long long offset, int ldo) {
   const int thread = threadIdx.x % 128, line = thread / 32 * 16 + thread % 32 / 4;
 #pragma unroll
   for (int p = 0; p < BN / 64; ++p) {
     if (n + 64 * p >= columns) break;
-    if (thread == 0) tma_store_wait_read<0>();  // the panel before is out
+    T* const panel = panels + p % 2 * (kPanel / sizeof(T));
+    if (thread == 0) p == 0 ? tma_store_wait_read<0>() : tma_store_wait_read<1>();  // what it held before is out
     consumer == 0 ? named_barrier<1, 128>() : named_barrier<2, 128>();
 #pragma unroll
     for (int j = 0; j < 8; ++j) {

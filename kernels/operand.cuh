@@ -176,8 +176,7 @@ struct TurnedFilters {
     int offset;
   };
   struct Deep {
-    int offset, s, k;
-    int all;  // the place along the depth
+    int offset, r, s, k;
   };
   const T* data;
   int K, C, R, S, filter_width;  // R, S: taps of this phase
@@ -186,12 +185,10 @@ struct TurnedFilters {
 
   __device__ Row row(int c) const { return {c < C ? c : 0}; }
   __device__ Deep deep(int i) const {
-    if (i >= R * S * K) return {0, 0, 0, i};
-    const int place = i / K, r = first_r + place / S * step_r, s = first_s + place % S * step_s;
-    return {i % K * filter + (r * filter_width + s) * C, place % S, i % K, i};
+    const int tap = i / K, r = tap / S, s = tap % S, k = i % K;
+    return {k * filter + ((first_r + r * step_r) * filter_width + first_s + s * step_s) * C, r, s, k};
   }
   __device__ void next(Deep& at, int by) const {
-    at.all += by;
     at.k += by;
     at.offset += by * filter;
     while (at.k >= K) {
@@ -199,12 +196,13 @@ struct TurnedFilters {
       at.offset += step_s * C - K * filter;
       if (++at.s == S) {
         at.s = 0;
+        ++at.r;
         at.offset += (step_r * filter_width - S * step_s) * C;
       }
     }
   }
-  __device__ Deep beside(Deep at) const { return {at.offset + filter, at.s, at.k + 1, at.all + 1}; }  // K is even
-  __device__ bool exists(Row, Deep d) const { return d.all < R * S * K; }
+  __device__ Deep beside(Deep at) const { return {at.offset + filter, at.r, at.s, at.k + 1}; }  // K is even
+  __device__ bool exists(Row, Deep d) const { return d.r < R; }
   __device__ int offset(Deep at) const { return at.offset; }
 };
 

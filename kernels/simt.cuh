@@ -17,8 +17,10 @@ constexpr int kSimtDepth = 8;
 
 __host__ __device__ constexpr int simt_threads(int BM, int BN) { return BM * BN / 64; }
 // Blocks per SM that the registers must allow: 128 per thread for the large tile (128 x 128); 168 for the small one
-// (64 x 64), which loads twice as much per thread; 255 where it loads element by element.
-__host__ __device__ constexpr int simt_blocks(int BM, int V) { return BM == 128 ? 2 : V == 4 ? 6 : 4; }
+// (64 x 64), which loads twice as much per thread; 255 where sm_100's compiler would spill, element by element.
+__host__ __device__ constexpr int simt_blocks(int BM, int V) {
+  return BM == 128 ? 2 : V == 4 || DL_ARCH < 1000 ? 6 : 4;
+}
 
 // First row and column of a thread's outputs in the tile; its second squares are 16 rows, 32 columns further. Lanes that
 // differ in one of the low bits read the same rows, or the same columns: eight neighbours, which a 128-bit read serves at a

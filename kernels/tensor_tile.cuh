@@ -15,11 +15,11 @@ constexpr int kStages = 3;
 constexpr int kTileBytes = 64;  // of one row along the depth
 constexpr int kThreads = 256;
 
-// Blocks of a multiprocessor to leave registers for: two hide each other's waiting, and of small tiles three, where nothing
-// spills for it.
-template <typename T, int BM>
-__host__ __device__ constexpr int tensor_blocks() {
-  return sizeof(T) == 4 || DL_ARCH < 800 || DL_ARCH >= 1000 ? 1 : BM == 64 ? 3 : 2;
+// Blocks of a multiprocessor to leave registers for: as many as nothing spills for. Gathered operands keep more, three
+// terms have more fragments. (`Product.resident` in tiles.py counts with it.)
+__host__ __device__ constexpr int tensor_blocks(int BM, int kTerms, bool gathered) {
+  if (DL_ARCH < 800) return 1;  // shared memory holds no more of the large tiles, two of the small ones
+  return (BM == 128 ? 2 : gathered ? 3 : 4) - (kTerms == 3);
 }
 
 // One thread's part in copying the tiles of an operand. kVector: copy chunks with cp.async; else element by element,
@@ -146,17 +146,23 @@ struct TensorTile {
   float row_sums[2] = {};
   int warp_m, warp_n;    // first row and column of the warp's part
   int first_a, first_b;  // where in a tile of A and of B this lane reads its share of the first fragment, in bytes
+  int first_summed;      // where in a tile of A this thread's rows for `add_rows` begin
 
   __device__ TensorTile() {
     const int lane = threadIdx.x % 32;
     warp_m = threadIdx.x / 32 / kWarpsN * (BM / kWarpsM);
     warp_n = threadIdx.x / 32 % kWarpsN * (BN / kWarpsN);
-    first_a = A::kDeepFast ? FeedA::place(warp_m + lane % 16, lane / 16)
-                           : FeedA::place(lane % 8 + lane / 16 * 8, warp_m / 8 + lane / 8 % 2);
-    first_b = B::kDeepFast ? FeedB::place(warp_n + lane % 8 + lane / 16 * 8, lane / 8 % 2)
-                           : FeedB::place(lane % 16, warp_n / 8 + lane / 16);
-    first_a = kept(first_a);
-    first_b = kept(first_b);
+    const int within = lane / 4 % 4 * 4;  // a chunk, in bytes: floats that ldmatrix cannot turn are read one by one
+    first_a = kept(A::kDeepFast      ? FeedA::place(warp_m + lane % 16, lane / 16)
+                   : sizeof(T) == 2 ? FeedA::place(lane % 8 + lane / 16 * 8, warp_m / 8 + lane / 8 % 2)
+                                     : FeedA::place(lane % 4, warp_m / 4 + lane / 16) + within);
+    first_b = kept(B::kDeepFast      ? FeedB::place(warp_n + lane % 8 + lane / 16 * 8, lane / 8 % 2)
+                   : sizeof(T) == 2 ? FeedB::place(lane % 16, warp_n / 8 + lane / 16)
+                                     : FeedB::place(lane % 4, warp_n / 4 + lane / 16) + within);
+    if constexpr (!A::kDeepFast) {
+      const int row = threadIdx.x % (BM / 2) * 2, line = threadIdx.x / (BM / 2) * kShare;
+      first_summed = kept(FeedA::place(line, row / FeedA::kChunk) + row % FeedA::kChunk * (int)sizeof(T));
+    }
 #pragma unroll
     for (int i = 0; i < kM; ++i) {
 #pragma unroll
@@ -178,18 +184,20 @@ struct TensorTile {
       if (stage < steps) fetch(feed_a, feed_b, shared + stage * kStageBytes);
       cp_async_commit();
     }
-    int reads = 0, writes = kStages - 1;  // stages
 #pragma unroll 1
-    for (int step = 0; step < steps; ++step) {
-      cp_async_wait<kStages - 2>();
-      __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
-      if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + writes * kStageBytes);
-      cp_async_commit();
-      const char* const stage = shared + reads * kStageBytes;
-      multiply_tiles(stage, stage + FeedA::kBytes);
-      if (with_row_sums) add_rows(stage);
-      writes = reads;  // what has been read is written next
-      if (++reads == kStages) reads = 0;
+    for (int step = 0; step < steps;) {
+#pragma unroll
+      for (int round = 0; round < kStages; ++round) {  // unrolled: a stage's place is in the instruction
+        if (step == steps) break;
+        cp_async_wait<kStages - 2>();
+        __syncthreads();  // everyone's copies of this stage are there, and the stage before has been read
+        if (step + kStages - 1 < steps) fetch(feed_a, feed_b, shared + (round + kStages - 1) % kStages * kStageBytes);
+        cp_async_commit();
+        const char* const stage = shared + round * kStageBytes;
+        multiply_tiles(stage, stage + FeedA::kBytes);
+        if (with_row_sums) add_rows(stage);
+        ++step;
+      }
     }
   }
 
@@ -204,12 +212,10 @@ struct TensorTile {
   static constexpr int kSharing = kThreads / (BM / 2);  // threads of the same rows
   static constexpr int kShare = FeedA::BK / kSharing;   // of the depth, each
   __device__ void add_rows(const char* tile) {
-    const int row = threadIdx.x % (BM / 2) * 2, line = threadIdx.x / (BM / 2) * kShare;
-    const int first = FeedA::place(line, row / FeedA::kChunk) + row % FeedA::kChunk * (int)sizeof(T);
 #pragma unroll
     for (int k = 0; k < kShare; ++k) {
       float pair[2];
-      load<2>(reinterpret_cast<const T*>(tile + FeedA::further(first, k)), true, pair);
+      load<2>(reinterpret_cast<const T*>(tile + FeedA::further(first_summed, k)), true, pair);
       row_sums[0] += pair[0];
       row_sums[1] += pair[1];
     }
@@ -263,11 +269,8 @@ struct TensorTile {
     } else if constexpr (sizeof(T) == 2) {
       ldmatrix_x4_trans(fragment, place_in<FeedA>(tile, first_a, i, half));
     } else {
-      const int lane = threadIdx.x % 32;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        fragment[e] = element<FeedA>(tile, warp_m + 16 * i + lane / 4 + e % 2 * 8, 8 * half + lane % 4 + e / 2 * 4);
-      }
+      for (int e = 0; e < 4; ++e) fragment[e] = element<FeedA>(tile, first_a, 4 * i + e % 2 * 2, 8 * half + e / 2 * 4);
     }
   }
 
@@ -278,19 +281,17 @@ struct TensorTile {
     } else if constexpr (sizeof(T) == 2) {
       ldmatrix_x4_trans(fragment, place_in<FeedB>(tile, first_b, j, half));
     } else {
-      const int lane = threadIdx.x % 32;
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        fragment[e] = element<FeedB>(tile, warp_n + 16 * j + lane / 4 + e / 2 * 8, 8 * half + lane % 4 + e % 2 * 4);
-      }
+      for (int e = 0; e < 4; ++e) fragment[e] = element<FeedB>(tile, first_b, 4 * j + e / 2 * 2, 8 * half + e % 2 * 4);
     }
   }
 
-  // A float of a tile whose lines are places of the depth; ldmatrix cannot turn 32-bit elements.
+  // A float of a tile whose lines are places of the depth: so many chunks and lines (a multiple of 4) from the lane's first
+  // one on. Turns are by 2, 4 and 6 chunks and repeat after 4 lines, so the rest is in the instruction.
   template <typename Feed>
-  static __device__ unsigned element(const char* tile, int row, int k) {
-    const char* const chunk = tile + Feed::place(k, row / Feed::kChunk);
-    return __float_as_uint(to_float(reinterpret_cast<const T*>(chunk)[row % Feed::kChunk]));
+  static __device__ unsigned element(const char* tile, int first, int chunks, int lines) {
+    const int further = chunks / 8 * 8 * 16 + lines * Feed::kLineBytes;
+    return __float_as_uint(*reinterpret_cast<const float*>(tile + (first ^ chunks % 8 * 16) + further));
   }
 };
 

@@ -401,7 +401,7 @@ def test_hopper_and_autotune_are_settings_of_our_calls() -> None:
     drawn_ = drawn(it)
     hopper = contestants.Ours(Backend(), Instant(), algorithm="hopper", autotune=True)
     assert hopper.name == "dlgpu hopper tuned"
-    assert hopper.prepare(it, drawn_)()[::2] == (True, 256)
+    assert hopper.prepare(it, drawn_)()[::2] == (True, 0)
     assert contestants.Ours(Backend(), Instant()).prepare(it, drawn_)() == tuning.Tuning()
     assert hopper.takes(it)
     assert hopper.takes(case("conv2d", CONV, "bfloat16"))

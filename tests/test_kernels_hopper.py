@@ -99,8 +99,8 @@ def test_blocks_make_several_tiles(
 ) -> None:
     """More tiles than blocks, over a batch, with more stages of depth than the pipeline has."""
     monkeypatch.setattr(kernels.backend.launcher, "sms", 5)
-    a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 72), dtype)  # 3 tiles each
-    c = values(7, (4, 264, 72), dtype)
+    a, b = values(5, (4, 264, 328), dtype), values(6, (4, 328, 136), dtype)  # 3 rows of tiles each, 3 panels of columns
+    c = values(7, (4, 264, 136), dtype)
     left, right = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b
     with tuning.hopper(*tile):
         got = kernels.batched_gemm(left, right, c, transpose_a=transpose_a, transpose_b=transpose_b)
@@ -283,10 +283,31 @@ def test_what_a_plan_says() -> None:
 def test_when_blocks_share_loads(tiles: tuple[int, int, int], sms: int, cluster: int, blocks: int) -> None:
     batches, rows, columns = tiles
     target = Target(sms)
-    chosen = gemm_hopper.plan(Gemm(batches, 128 * rows, 256 * columns, 64), "__half", False, False, target=target)
+    g = Gemm(batches, 128 * rows, 256 * columns, 64)
+    chosen = gemm_hopper.plan(g, "__half", False, False, columns=256, target=target)
     assert chosen is not None
     assert chosen.launch.kernel == f"dl::gemm_hopper<__half, false, false, 256, {cluster}>"
     assert chosen.launch.grid == (blocks, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("n", "k", "pixels", "columns", "waves"),
+    [
+        (64, 512, 14, 128, "2.97 waves of 132"),  # of 256 columns 1.48: two of these cost more than three of those
+        (64, 512, 28, 256, "5.94 waves of 132"),
+        (64, 64, 56, 128, "11.88 waves of 132"),  # half of a wider tile would be empty
+        (256, 512, 14, 256, "5.94 waves of 132"),
+    ],
+)
+def test_the_width_of_tiles_goes_by_waves(n: int, k: int, pixels: int, columns: int, waves: str) -> None:
+    g = Conv2d.of("conv2d", (n, k, pixels, pixels), (k, k, 3, 3), None, 1, 1, 1, 1)
+    for chosen in (conv_hopper.forward_plan(g, "__half"), *(conv_hopper.grad_input_plans(g, "__half") or ())):
+        assert chosen is not None
+        assert f"<__half, {columns}, " in chosen.launch.kernel
+        assert waves in chosen.launch.why
+    asked = conv_hopper.forward_plan(g, "__half", columns=384 - columns)
+    assert asked is not None
+    assert f"<__half, {384 - columns}, " in asked.launch.kernel
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,16 @@ std::map<unsigned, Known> known;                                   // by thread
 std::map<std::pair<unsigned, const void*>, unsigned> phases_seen;  // by (thread, barrier): how many it waited for
 std::map<const char*, Landing> landings;                           // by their destination
 std::vector<Load> loads;                                           // not landed
+struct Store {
+  Map map;
+  char* from;
+  int at[3];
+  unsigned group;
+  bool done;
+};
 struct Stores {
   unsigned group = 0;
-  std::vector<unsigned> open;  // groups that still read
+  std::vector<Store> open;  // not waited for
 };
 std::map<unsigned, Stores> stores;      // by thread
 std::map<const void*, unsigned> named;  // barrier -> threads that arrived
@@ -224,6 +231,14 @@ void land(const Load& load) {
   });
   static_cast<Phases*>(load.barrier)->bytes -= box_bytes(m);
   end_phase_if_complete(load.barrier);
+}
+
+void put(const Store& store) {
+  const Map& m = store.map;
+  for_each_line(m, store.at, nullptr, [&](int row, char* p, int first, int last) {
+    const int e = m.element_bytes;
+    if (p) move(m, store.from, row, first * e, p + first * e, (last - first) * e, false);
+  });
 }
 
 bool chance() { return options.copies == Copies::early || (options.copies == Copies::random && dice() & 1); }
@@ -429,26 +444,27 @@ void tma_load(void* shared, const void* map, void* barrier, const int* at, const
 
 void async_fence() { ++fences[self->id]; }
 
-// Reads at once: the kernel may not touch the memory before it has waited, and then it may have been read.
+// Reads at once, or when it is waited for: shared memory must not have been written meanwhile.
 void tma_store(const void* map, const void* shared, const int* at) {
   const void* pc = DL_RETURN_ADDRESS;
   const Map& m = checked(map, false, pc);
   char* from = in_shared(shared, m.swizzle ? 1024 : 128, "a TMA store", pc);
   if (!fences[self->id]) fail("a TMA store (" + code_position(pc) + ") without fence.proxy.async");
   fences[self->id] = 0;
-  for_each_line(m, at, nullptr, [&](int row, char* p, int first, int last) {
-    const int e = m.element_bytes;
-    if (p) move(m, from, row, first * e, p + first * e, (last - first) * e, false);
-  });
   Stores& mine = stores[self->id];
-  if (mine.open.empty() || mine.open.back() != mine.group) mine.open.push_back(mine.group);
+  mine.open.push_back({m, from, {at[0], at[1], at[2]}, mine.group, chance()});
+  if (mine.open.back().done) put(mine.open.back());
 }
 
 void commit_stores() { ++stores[self->id].group; }
 
 void wait_stores(int left) {
   Stores& mine = stores[self->id];
-  auto over = [&](unsigned group) { return int(mine.group - group) > left; };
+  auto over = [&](const Store& store) {
+    if (int(mine.group - store.group) <= left) return false;
+    if (!store.done) put(store);
+    return true;
+  };
   mine.open.erase(std::remove_if(mine.open.begin(), mine.open.end(), over), mine.open.end());
 }
 

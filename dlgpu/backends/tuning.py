@@ -64,12 +64,12 @@ def workspace_limit(limit: int) -> Iterator[None]:
 
 
 @contextmanager
-def hopper(columns: int = 256, cluster: int | None = None) -> Iterator[None]:
+def hopper(columns: int = 0, cluster: int | None = None) -> Iterator[None]:
     """Inside a `with` block, products and implicit-GEMM convolutions take the wgmma kernels where those can do them.
 
-    columns: of their tiles, 256 or 128. cluster: blocks that share loads, 1 or 2; None: as tiles and multiprocessors
-    make it sensible. Only for a GPU of capability 9.0; elsewhere nothing changes. Without it those
-    kernels run where `autotune` has found them right and faster.
+    columns: of their tiles, 256 or 128; 0: as waves make it sensible. cluster: blocks that share loads, 1 or 2; None:
+    as tiles and multiprocessors make it sensible. Only for a GPU of capability 9.0; elsewhere nothing changes. Without
+    it those kernels run where `autotune` has found them right and faster.
     """
     with _changed(hopper=columns, cluster=cluster):
         yield

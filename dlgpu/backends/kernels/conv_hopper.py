@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, TileGrid, launch
+from dlgpu.backends.kernels.gemm_hopper import DEPTH, ROWS, WIDTHS, TileGrid, cost, launch, tiled
 from dlgpu.backends.kernels.plan import MOST_ELEMENTS
 from dlgpu.backends.kernels.sources import pack
 from dlgpu.backends.kernels.tensor_map import LINE, Im2col, MappedPlan, TensorMap, Tiled, encodable
@@ -17,16 +17,16 @@ MOST_MOVE = 255  # of a tap from the first one, in pixels: what the instruction'
 
 
 def forward_plan(
-    g: Conv2d, dtype: str, *, columns: int = 256, relu: bool = False, target: Target = ANY
+    g: Conv2d, dtype: str, *, columns: int = 0, relu: bool = False, target: Target = ANY
 ) -> MappedPlan | None:
     """Arrays, channels_last and at multiples of 16 bytes: x, weight, y (as maps), residual or None, bias or None.
 
-    None if the kernel cannot do it: another type, groups, channels that are no multiples of 8, padding or dilation
-    beyond what TMA counts, strides above 8.
+    `columns` are of a tile, one of `WIDTHS`; 0: as waves make it sensible. None if the kernel cannot do it: another
+    type, groups, channels that are no multiples of 8, padding or dilation beyond what TMA counts, strides above 8.
     """
     low, high = _corners(g)
     rows = g.N * g.P * g.Q
-    tiles = TileGrid(1, -(-rows // ROWS), -(-g.K // columns))
+    tiles, columns = tiled(1, -(-rows // ROWS), g.K, columns, target)
     cluster = tiles.cluster(target)
     out = Tiled((g.K, rows, 1), (2 * g.K, 2 * g.K * rows), (LINE, 64, 1))
     maps = (_walk(g.C, g.W, g.H, g.N, low, high, g.stride), _filters(g, columns // cluster), out)
@@ -40,13 +40,13 @@ def forward_plan(
     return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
 
 
-def pooled_plan(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY) -> MappedPlan | None:
+def pooled_plan(g: Conv2d, dtype: str, *, columns: int = 0, target: Target = ANY) -> MappedPlan | None:
     """With ReLU and 2x2 max-pooling. Arrays: x, weight (as maps), y, argmax, bias or None. Strides are at most 4."""
     positions, step = (g.P // 2, g.Q // 2), (2 * g.stride[0], 2 * g.stride[1])
     rows = g.N * positions[0] * positions[1]
     low = -g.padding[0][0], -g.padding[1][0]
     high = low[0] + (positions[0] - 1) * step[0] - (g.H - 1), low[1] + (positions[1] - 1) * step[1] - (g.W - 1)
-    tiles = TileGrid(1, -(-rows // (ROWS // 4)), -(-g.K // columns))
+    tiles, columns = tiled(1, -(-rows // (ROWS // 4)), g.K, columns, target)
     cluster = tiles.cluster(target)
     maps = _walk(g.C, g.W, g.H, g.N, low, high, step, 16), _filters(g, columns // cluster)
     moves = (g.R - 1) * g.dilation[0] + g.stride[0], (g.S - 1) * g.dilation[1] + g.stride[1]
@@ -59,7 +59,7 @@ def pooled_plan(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = A
     return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
 
 
-def grad_input_plans(g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY) -> list[MappedPlan] | None:
+def grad_input_plans(g: Conv2d, dtype: str, *, columns: int = 0, target: Target = ANY) -> list[MappedPlan] | None:
     """One for each phase: pixels a stride apart meet the same taps. Arrays: dy, weight (as maps), dx."""
     axes = zip((g.H, g.W), (g.R, g.S), g.stride, (g.padding[0][0], g.padding[1][0]), g.dilation, strict=True)
     vertical, horizontal = ([_phase(i, *axis) for i in range(min(axis[0], axis[2]))] for axis in axes)
@@ -106,7 +106,7 @@ def _phase_plan(g: Conv2d, dtype: str, columns: int, target: Target, v: Phase, h
     rows, taps = g.N * v.pixels * h.pixels, v.taps * h.taps
     low = v.low, h.low
     high = v.low + v.pixels - g.P, h.low + h.pixels - g.Q
-    tiles = TileGrid(1, -(-rows // ROWS), -(-g.C // columns))
+    tiles, columns = tiled(1, -(-rows // ROWS), g.C, columns, target)
     cluster = tiles.cluster(target)
     maps = _walk(g.K, g.Q, g.P, g.N, low, high, (1, 1)), _filters(g, DEPTH)
     if not _possible(g, dtype, columns, rows * g.C, (v.move * v.out_step, h.move * h.out_step), maps):
@@ -120,25 +120,30 @@ def _phase_plan(g: Conv2d, dtype: str, columns: int, target: Target, v: Phase, h
     return MappedPlan(launch(kernel, tiles, columns, cluster, args, why, target), maps)
 
 
-def grad_weight_plan(
-    g: Conv2d, dtype: str, *, columns: int = 256, target: Target = ANY
-) -> tuple[MappedPlan, int] | None:
+def grad_weight_plan(g: Conv2d, dtype: str, *, columns: int = 0, target: Target = ANY) -> tuple[MappedPlan, int] | None:
     """-> (plan, parts of the depth). Arrays: dy, x (as maps), slabs of float32 (parts, K, R, S, C)."""
     if forward_plan(g, dtype, columns=columns, target=target) is None:
         return None  # it has the same limits, but for the rows
     low, high = _corners(g)
     pixels, taps = g.N * g.P * g.Q, g.R * g.S
     chunks = taps * -(-g.C // LINE)
-    rows, across = -(-g.K // ROWS), -(-chunks * LINE // columns)
-    steps = -(-pixels // DEPTH)
-    slabs = target.workspace // (4 * g.K * taps * g.C)
-    parts = max(1, min(target.sms // (rows * across), slabs, steps // LEAST_STEPS))
-    each = -(-steps // parts)
+    rows, steps = -(-g.K // ROWS), -(-pixels // DEPTH)
+    most = min(target.workspace // (4 * g.K * taps * g.C), steps // LEAST_STEPS)
+
+    def grid(width: int) -> TileGrid:
+        across = -(-chunks * LINE // width)
+        return TileGrid(max(1, min(target.sms // (rows * across), most)), rows, across)
+
+    def total(width: int) -> float:
+        return cost(grid(width), width, target) * -(-steps // grid(width).batches)
+
+    columns = columns or min(WIDTHS, key=total)
+    tiles = grid(columns)
+    parts, each = tiles.batches, -(-steps // tiles.batches)
     walk = _walk(g.C, g.W, g.H, g.N, low, high, g.stride, DEPTH)
     dy = Tiled((g.K, pixels, 1), (2 * g.K, 2 * g.K * pixels), (LINE, DEPTH, 1))
     numbers = (g.K, chunks, g.C, g.R, g.S, g.P, g.Q, *g.stride, *low, *g.dilation)
     why = f"{g.K}x{taps * g.C}x{pixels}, tiles {ROWS}x{columns}, depth in {parts}, wgmma on im2col by TMA"
-    tiles = TileGrid(parts, rows, across)
     cluster = tiles.cluster(target)
     kernel = f"dl::conv_hopper_grad_weight<{dtype}, {columns}, {cluster}>"
     args = (pack("ImageWalk", *numbers), each, parts)

@@ -74,7 +74,8 @@ def _tile(
 ) -> tiles.Tile:
     for count in (g.N * g.C * g.H * g.W, g.N * g.K * g.P * g.Q, g.K * (g.C // g.G) * g.R * g.S):
         check_count(op, count)
-    return tiles.choose(op, tiles.Product(dtype, batches, rows, columns, depth, vector, terms, split), target)
+    product = tiles.Product(dtype, batches, rows, columns, depth, vector, terms, split, gathered=True)
+    return tiles.choose(op, product, target)
 
 
 class ImplicitGemm(ConvAlgorithm):
@@ -100,7 +101,7 @@ class ImplicitGemm(ConvAlgorithm):
         y = memory_format.empty(ops.xp, g.output_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight, *(() if residual is None else (residual,)))
-        if aligned and (columns := ops.target.hopper):
+        if aligned and (columns := ops.target.hopper) is not None:
             fast = conv_hopper.forward_plan(g, dtype, columns=columns, relu=activation == "relu", target=ops.target)
             if fast is not None:
                 ops.run_mapped(fast, x, weight, y, residual, bias)
@@ -120,7 +121,7 @@ class ImplicitGemm(ConvAlgorithm):
         argmax = memory_format.empty(ops.xp, shape, np.dtype(np.uint8), "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(x, weight)
-        if aligned and (columns := ops.target.hopper):
+        if aligned and (columns := ops.target.hopper) is not None:
             fast = conv_hopper.pooled_plan(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
                 ops.run_mapped(fast, x, weight, y, argmax, bias)
@@ -134,7 +135,7 @@ class ImplicitGemm(ConvAlgorithm):
         dx = memory_format.empty(ops.xp, g.input_shape, dy.dtype, "channels_last")
         dtype, terms = _storage(ops, dy)
         aligned = ops.aligned(dy, weight)
-        if aligned and (columns := ops.target.hopper):
+        if aligned and (columns := ops.target.hopper) is not None:
             fast = conv_hopper.grad_input_plans(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
                 for phase in fast:
@@ -150,7 +151,7 @@ class ImplicitGemm(ConvAlgorithm):
         dw = memory_format.empty(ops.xp, g.weight_shape, x.dtype, "channels_last")
         dtype, terms = _storage(ops, x)
         aligned = ops.aligned(dy, x)
-        if aligned and (columns := ops.target.hopper):
+        if aligned and (columns := ops.target.hopper) is not None:
             fast = conv_hopper.grad_weight_plan(g, dtype, columns=columns, target=ops.target)
             if fast is not None:
                 slabs = ops.xp.empty((fast[1], dw.size), np.float32)

@@ -192,7 +192,7 @@ class GemmOps(Launching):
         terms = tensor_terms(dtype, transpose_a, transpose_b, self.launcher.capability)
         how: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu", matrices=matrices)
         aligned = self.aligned(a, b, out, *(() if c is None else (c,)))
-        if aligned and (columns := self.target.hopper) and (bias is None or g.B == 1):
+        if aligned and (columns := self.target.hopper) is not None and (bias is None or g.B == 1):
             m = matrices or Matrices.dense(g, transpose_a, transpose_b)
             lines, batch = (m.lda, m.ldb, m.ldo), (m.stride_a, m.stride_b, m.stride_o)
             end: dict[str, Any] = dict(alpha=alpha, beta=beta, relu=activation == "relu")

@@ -127,8 +127,9 @@ class Launching:
     def target(self) -> Target:
         """What plans are made for."""
         current = tuning.current()
-        hopper = current.hopper if self.launcher.capability == HOPPER else None
-        return Target(self.launcher.sms, current.workspace_limit, hopper=hopper, cluster=current.cluster)
+        sms, capability = self.launcher.sms, self.launcher.capability
+        hopper = current.hopper if capability == HOPPER else None
+        return Target(sms, current.workspace_limit, hopper=hopper, cluster=current.cluster, capability=capability)
 
     def run(self, plan: Plan, *arrays: Array | None) -> None:
         """Launch a plan on its arrays, unless there is nothing to compute."""

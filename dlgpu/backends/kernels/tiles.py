@@ -31,7 +31,8 @@ class Target:
     """What plans are made for: the device, the most workspace, and what a tuner asks to be taken instead of the best.
 
     `edge` and `splits` are those of a `Tile`; None leaves the choice to the prediction. `hopper` is the columns of the
-    tiles of wgmma kernels, where those are to be taken, `cluster` how many of their blocks share loads.
+    tiles of wgmma kernels, where those are to be taken (0: the plan's choice), `cluster` how many of their blocks share
+    loads.
     """
 
     sms: int = 132
@@ -40,6 +41,7 @@ class Target:
     splits: int | None = None
     hopper: int | None = None
     cluster: int | None = None
+    capability: int = 90
 
 
 ANY = Target()
@@ -71,6 +73,7 @@ class Product:
         vector: loads of 16 bytes fit every extent and address (without: element by element).
         terms: products on tensor cores for each multiplication; 0: float32 without tensor cores.
         split: the kernel can share its depth among blocks.
+        gathered: its factors are read from images: more registers.
     """
 
     dtype: str
@@ -81,6 +84,7 @@ class Product:
     vector: bool
     terms: int
     split: bool = True
+    gathered: bool = False
 
     def tiles(self, edge: int) -> int:
         return self.batches * -(-self.rows // edge) * -(-self.columns // edge)
@@ -94,11 +98,14 @@ class Product:
         """The tiles that this product has kernels for."""
         return (128, 64) if self.in_vectors else (64,)
 
-    def resident(self, edge: int) -> int:
-        """Blocks of its kernel on one SM, at least: see `__launch_bounds__` in kernels/simt.cuh, tensor_tile.cuh."""
+    def resident(self, edge: int, capability: int) -> int:
+        """Blocks of its kernel on one SM: `simt_blocks` and `tensor_blocks` in kernels/*.cuh; before sm_80 what fits
+        into shared memory. Of 64x64 tiles there may be one in two more, where the compiler takes fewer registers."""
         if not self.terms:
-            return 2 if edge == 128 else 6 if self.in_vectors else 4
-        return 2 if ITEMSIZE[self.dtype] == 2 else 1
+            return 2 if edge == 128 else 6 if self.in_vectors or capability < 100 else 4
+        if capability < 80:
+            return 1 if edge == 128 else 2
+        return (2 if edge == 128 else 3 if self.gathered else 4) - (self.terms == 3)
 
     @property
     def products_per_cycle(self) -> float:
@@ -108,9 +115,9 @@ class Product:
         return 1024 if ITEMSIZE[self.dtype] == 2 else 512 / self.terms
 
 
-def predict(p: Product, edge: int, splits: int, sms: int) -> float:
+def predict(p: Product, edge: int, splits: int, target: Target) -> float:
     """Cycles that a product takes: its waves, one after the other, and the sum of the parts of a split one."""
-    resident, blocks = p.resident(edge), p.tiles(edge) * splits
+    sms, resident, blocks = target.sms, p.resident(edge, target.capability), p.tiles(edge) * splits
     small = SMALL_TILE if edge == 64 else 1.0
     depth = -(-p.depth // splits)
     block = edge * edge * (depth * small / p.products_per_cycle + 4 / BYTES_PER_CYCLE)
@@ -156,14 +163,14 @@ def _splits(p: Product, edge: int, target: Target) -> list[int]:
         most = max(1, min(parts, slabs, MOST_YZ // max(1, p.batches)))
     if target.splits is not None:
         return [target.splits] if target.splits <= most else []
-    slots, tiles = target.sms * p.resident(edge), max(1, p.tiles(edge))
+    slots, tiles = target.sms * p.resident(edge, target.capability), max(1, p.tiles(edge))
     filling = {min(most, max(1, count * slots // tiles)) for count in range(1, MOST_SPLITS_TRIED + 1)}
     return sorted({1} | filling)
 
 
 def _tile(p: Product, edge: int, splits: int, target: Target) -> Tile:
     across, down = -(-p.columns // edge), -(-p.rows // edge)
-    slots = target.sms * p.resident(edge)
+    slots = target.sms * p.resident(edge, target.capability)
     vector = p.in_vectors
     how = f"{str(vector).lower()}, {p.terms}" if p.terms else str(4 if vector else 1)
     why = f"{p.batches} x {p.rows}x{p.columns}x{p.depth}, tiles {edge}x{edge}"
@@ -176,7 +183,7 @@ def _tile(p: Product, edge: int, splits: int, target: Target) -> Tile:
         "_tc" if p.terms else "_simt",
         f"{edge}, {edge}, {how}",
         (across, down, p.batches * splits),
-        predict(p, edge, splits, target.sms),
+        predict(p, edge, splits, target),
         why + ("" if vector else ", element by element"),
     )
 
