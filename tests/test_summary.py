@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
 import dlgpu
@@ -106,3 +107,11 @@ def test_layers_with_several_inputs() -> None:
             return self.product(x, self.gate(x))
 
     assert [row.kind for row in layer_rows(Gated(), (1, 3))] == ["Sigmoid", "Product"]
+
+
+def test_nothing_is_read_from_memory_that_nobody_wrote() -> None:
+    """A transposed convolution adds its bias to what the recorder gave it: zeros, not the NaN that lay there."""
+    outputs = 3 * 6 * 11 * 15
+    memory = [np.full(outputs, 0x7FA00000, np.uint32) for _ in range(20)]
+    del memory[::2]  # holes of this size
+    layer_rows(nn.Sequential(nn.ConvTranspose2d(4, 6, 3, 2)), (3, 4, 5, 7))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,10 +60,15 @@ def layer_rows(model: Module, input_shape: tuple[int, ...]) -> list[LayerRow]:
     return rows
 
 
+def _zeros(shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> np.ndarray:
+    """Zeros that lie as `strides` say, without gaps."""
+    return np.ndarray(shape, dtype, np.zeros(math.prod(shape), dtype), 0, strides)
+
+
 @contextmanager
 def _on_recorder(model: Module) -> Iterator[Recorder]:
     """Inside, parameters and buffers are float32 zeros on a `Recorder`."""
-    recorder = Recorder(xp=SimpleNamespace(**{**vars(np), "empty": np.zeros}))
+    recorder = Recorder(xp=SimpleNamespace(**{**vars(np), "empty": np.zeros, "ndarray": _zeros}))
     tensors = [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]
     before = [(tensor, tensor.data, tensor.backend) for tensor in tensors]
     for tensor in tensors:
