@@ -67,7 +67,7 @@ def compile_kernels(archs: tuple[str, ...], only: tuple[str, ...]) -> None:
 @click.option("--dtype", default="float32", show_default=True, help="float32, float16 or bfloat16")
 @click.option("--layout", default="channels_last", show_default=True, help="contiguous or channels_last")
 @click.option("--algorithm", default="auto", show_default=True, help="auto, im2col, implicit_gemm, winograd2, ...")
-@click.option("--capability", default=90, show_default=True, help="of the device: 75, 80, 86, 89, 90 or 100")
+@click.option("--capability", default=90, show_default=True, help="of the device: 75, 80, 86, 89, 90, 100 or 120")
 def show_plan(
     op: str,
     sizes: tuple[int, ...],

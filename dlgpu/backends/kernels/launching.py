@@ -42,7 +42,7 @@ class Launcher(Protocol):
 
     @property
     def capability(self) -> int:
-        """What the device can do: 75, 80, 86, 89, 90 or 100, as in sm_90."""
+        """What the device can do: 75, 80, 86, 89, 90, 100 or 120, as in sm_90."""
         ...
 
     @property

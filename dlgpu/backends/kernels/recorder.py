@@ -17,7 +17,7 @@ class Recorder(KernelOps):
     """The ops of the contract on arrays without contents (`phantom`): they make their plans, nothing is computed.
 
     Args:
-        capability, sms: of the device to plan for: 75, 80, 86, 89, 90 or 100; its multiprocessors.
+        capability, sms: of the device to plan for: 75, 80, 86, 89, 90, 100 or 120; its multiprocessors.
         xp: what makes arrays; by default they have no contents, and must not be read.
 
     Attributes:
