@@ -21,7 +21,7 @@ class Runtime:
     dead = False
     def deviceSynchronize(self):
         if self.dead:
-            raise RuntimeError("an illegal memory access")
+            raise RuntimeError("WHAT")
 
 runtime = Runtime()
 sys.modules["cupy"] = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime))
@@ -34,21 +34,32 @@ def test_kernel(i):
 """
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_dead_gpu_spoils_one_test(tmp_path: Path, workers: int) -> None:
+def run(folder: Path, error: str, workers: int) -> subprocess.CompletedProcess[str]:
+    """The suite beside our conftest, where CUDA ends with `error`."""
     for name in ("conftest.py", "naive.py"):
-        shutil.copy(TESTS / name, tmp_path)
-    (tmp_path / "test_suite.py").write_text(SUITE)
+        shutil.copy(TESTS / name, folder)
+    (folder / "test_suite.py").write_text(SUITE.replace("WHAT", error))
     environment = os.environ | {"PYTHONPATH": str(TESTS.parent)}
     environment.pop("PYTEST_XDIST_WORKER", None)  # ours
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "ignore", "-n", str(workers)]
-    done = subprocess.run(
-        [*command, "-rA", str(tmp_path)], cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120
+    return subprocess.run(
+        [*command, "-rA", str(folder)], cwd=folder, capture_output=True, text=True, env=environment, timeout=120
     )
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dead_gpu_spoils_one_test(tmp_path: Path, workers: int) -> None:
+    done = run(tmp_path, "cudaErrorIllegalAddress: an illegal memory access", workers)
     out = done.stdout + done.stderr
     if workers:
         assert "crashed while running 'test_suite.py::test_kernel[2]'" in out
         assert "PASSED test_suite.py::test_kernel[4]" in out
     else:
-        assert "test_suite.py::test_kernel[2] ended CUDA for this process: an illegal memory access" in out
+        assert "test_suite.py::test_kernel[2] ended CUDA for this process: cudaErrorIllegalAddress" in out
         assert done.returncode == 3
+
+
+def test_cupy_without_a_gpu_spoils_nothing(tmp_path: Path) -> None:
+    done = run(tmp_path, "cudaErrorNoDevice: no CUDA-capable device is detected", 0)
+    assert "PASSED test_suite.py::test_kernel[2]" in done.stdout
+    assert "ended CUDA" not in done.stdout + done.stderr
