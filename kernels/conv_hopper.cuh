@@ -38,6 +38,13 @@ struct DepthAt {
   }
 };
 
+// A step of a tile's depth: of its rows' windows, and of the other operand from element n on.
+struct StepAt {
+  WindowAt window;
+  DepthAt k;
+  int n;
+};
+
 // Has TMA fetch windows from one on, as many as the map has, at one step of the depth; all moved by (down, right).
 template <int kBlocks = 1>
 __device__ inline void load_windows(unsigned char* to, const TensorMap& images, Barrier* full, const ImageWalk& g, WindowAt at,
@@ -62,11 +69,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    struct Place {
-      WindowAt window;
-      DepthAt k;
-      int n;
-    };
+    using Place = StepAt;
     __device__ Place start(TileAt at, int n) const { return {window_at(g, at.row * kHopperRows), {}, n}; }
     __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
       load_windows(to_a, images, full, g, at.window, at.k);
@@ -182,11 +185,7 @@ __global__ void DL_CLUSTER(kCluster) __launch_bounds__(kHopperThreads, 1)
     TileGrid tiles;
     int steps;
 
-    struct Place {
-      WindowAt window;
-      DepthAt k;
-      int n;
-    };
+    using Place = StepAt;
     __device__ Place start(TileAt at, int n) const { return {window_at(g, at.row * kHopperRows), {}, n}; }
     __device__ void load(Place& at, unsigned char* to_a, unsigned char* to_b, Barrier* full) const {
       load_windows(to_a, dy, full, g, at.window, at.k);

@@ -126,6 +126,21 @@ __device__ inline void both_sides(const float (&t)[IN][IN], float (&out)[OUT][OU
 
 // ---- kernels ----
 
+// G g G^T of filter k and channel c of weights of any strides, or of that filter turned by 180 degrees.
+template <int E, typename T>
+__device__ inline void transformed_filter(const T* weight, const Strides& strides, int k, int c, bool turned,
+                                          float (&out)[E][E]) {
+  float g[3][3];
+#pragma unroll
+  for (int r = 0; r < 3; ++r) {
+#pragma unroll
+    for (int s = 0; s < 3; ++s) {
+      g[r][s] = to_float(weight[offset(strides, k, c, turned ? 2 - r : r, turned ? 2 - s : s)]);
+    }
+  }
+  both_sides<3, E>(g, out, [](const float(&line)[3], float(&to)[E]) { transform_filter(line, to); });
+}
+
 // U from weights (K, C/G, 3, 3) of any strides, one filter and channel per thread. `turned`: the filters of the input's
 // gradient, turned by 180 degrees, with rows and columns swapped: U (places, G, C/G, K/G).
 template <typename T, int M>
@@ -136,15 +151,8 @@ __global__ void __launch_bounds__(256)
   const int channels = C / G, filters = K / G;  // of a group
   for (unsigned i = first_index(); i < count; i += index_step()) {
     const int c = i % channels, k = i / channels;  // k counts through all groups
-    float g[3][3], out[E][E];
-#pragma unroll
-    for (int r = 0; r < 3; ++r) {
-#pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        g[r][s] = to_float(weight[offset(strides, k, c, turned ? 2 - r : r, turned ? 2 - s : s)]);
-      }
-    }
-    both_sides<3, E>(g, out, [](const float(&line)[3], float(&to)[E]) { transform_filter(line, to); });
+    float out[E][E];
+    transformed_filter(weight, strides, k, c, turned != 0, out);
     const int group = k / filters, row = turned ? c : k % filters, column = turned ? k % filters : c;
     const int rows = turned ? channels : filters, columns = turned ? filters : channels;
     const unsigned at = (group * rows + row) * columns + column;

@@ -25,16 +25,8 @@ __global__ void __launch_bounds__(256)
   for (unsigned i = first_index(); i < count; i += index_step()) {
     const int slab = i / kSlab, c = slab % steps * kFusedDepth + i / FILTERS % kFusedDepth;
     const int k = slab / steps * FILTERS + i % FILTERS;
-    float g[3][3], out[4][4];
-#pragma unroll
-    for (int r = 0; r < 3; ++r) {
-#pragma unroll
-      for (int s = 0; s < 3; ++s) {
-        const int at = turned ? offset(strides, c, k, 2 - r, 2 - s) : offset(strides, k, c, r, s);
-        g[r][s] = k < K && c < C ? to_float(weight[at]) : 0.0f;
-      }
-    }
-    both_sides<3, 4>(g, out, [](const float(&line)[3], float(&to)[4]) { transform_filter(line, to); });
+    float out[4][4] = {};
+    if (k < K && c < C) transformed_filter(weight, strides, turned ? c : k, turned ? k : c, turned != 0, out);
 #pragma unroll
     for (int p = 0; p < 16; ++p) u[((long long)slab * 16 + p) * kSlab + i % kSlab] = out[p / 4][p % 4];
   }
@@ -56,7 +48,8 @@ __global__ void __launch_bounds__(256, 1)
   const int rounds = ceil_div(in.C, kFusedChannels);
 
   // Images: where the pixels of this thread's tile are, and a bit for each that exists. The others stay zero. A channel
-  // that does not exist leaves the pixels of 8 channels before, which will meet zeros.
+  // that does not exist leaves the pixels of 8 channels before, which will meet zeros: an infinite one, whose tile's
+  // transforms mix infinities of both signs as it is, then makes NaN.
   const int my_channel = threadIdx.x % kFusedChannels, my_tile = threadIdx.x / kFusedChannels;
   const auto [n, h, w] = corner<2>(in, first_tile + my_tile);
   const T* images[2] = {x + my_channel, x + my_channel + in.C};
@@ -99,8 +92,8 @@ __global__ void __launch_bounds__(256, 1)
     filters += kUBytes / 4;
   };
 
-  const auto warp = [] { return thread_index_x() / 32; };
   // Multiplying: what is multiplied now, and next.
+  const auto warp = [] { return thread_index_x() / 32; };
   int v_from[kFusedDepth];
 #pragma unroll
   for (int c = 0; c < kFusedDepth; ++c) v_from[c] = warp() * 2 * (kVBytes / 16) + (SimtThread::in_warp().m ^ (4 * c)) * 4;
